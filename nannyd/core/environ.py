@@ -1,0 +1,125 @@
+"""The environment of the worker, and where each variable comes from.
+
+Pure.  For each variable the later wins:
+
+    configuration (`[nanny] environ`, `pre-spawn-environ`)
+    < the variable in nannyd's own environment (unit `Environment=`, `EnvironmentFile=`)
+    < argument (`--env K=V`, `[nanny] env`)
+
+This is the Nanny's rule of Dask: arguments over existing environment over configuration.
+
+A command gets everything at `execve`.  A Python worker gets `environ` only when its bootstrap runs,
+before the first import of the user's code; what the C library, ld.so or the interpreter read at their
+start (MALLOC_TRIM_THRESHOLD_, PYTHONHASHSEED, OMP_NUM_THREADS) belongs into `pre-spawn-environ`.
+Where both configure a variable, `environ` wins in the end.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+INHERITED = "inherited"
+
+HASH_SEED = "6640"
+"""The Nanny's own, so that workers agree on the hashes of strings."""
+
+_PRIVATE = re.compile(
+    r"NOTIFY_SOCKET|WATCHDOG_(PID|USEC)|LISTEN_(FDS|PID|FDNAMES|PIDFDID)|FDSTORE|MAINPID|MAINPIDFD|MAINPIDFDID"
+    r"|MANAGERPID|MANAGERPIDFDID|SYSTEMD_EXEC_PID|MONITOR_\w+|NANNYD_\w+"
+)
+"""What systemd said to nannyd alone, and nannyd's own settings: never handed on."""
+
+OURS = frozenset(
+    {
+        "NOTIFY_SOCKET",
+        "WATCHDOG_USEC",
+        "JOURNAL_STREAM",
+        "MEMORY_PRESSURE_WATCH",
+        "NANNYD_INSTANCE",
+        "NANNYD_LOCAL_DIRECTORY",
+    }
+)
+"""What nannyd itself may set for the worker; a configuration cannot."""
+
+EXPORTED = frozenset({"NANNYD_INSTANCE", "NANNYD_LOCAL_DIRECTORY"})
+"""Variables with the prefix of settings that are none, for a nannyd that is started by a worker."""
+
+_SECRET = re.compile(
+    r"PASS(WORD|WD|PHRASE)?(?![A-Z])|SECRET|TOKEN|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|(^|_)(KEY|AUTH|PWD)$",
+    re.IGNORECASE,
+)
+MASK = "********"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One configured value and where it stands."""
+
+    value: str
+    origin: str
+    secret: bool = False
+    """It came from a credential: never shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """One variable of the worker."""
+
+    name: str
+    value: str
+    origin: str
+    secret: bool = False
+    late: bool = False
+    """Set by the bootstrap in the worker, not at `execve`."""
+
+
+def is_private(name: str) -> bool:
+    """Say whether an inherited variable is meant for nannyd and not for its worker."""
+    return _PRIVATE.fullmatch(name) is not None
+
+
+def looks_secret(name: str) -> bool:
+    """Say whether the value of something called *name* should be masked in output and logs."""
+    return _SECRET.search(name.replace("-", "_")) is not None and not name.upper().endswith("_SOCK")
+
+
+def compose(
+    *,
+    inherited: Mapping[str, str],
+    environ: Mapping[str, Entry],
+    pre_spawn: Mapping[str, Entry],
+    arguments: Mapping[str, Entry],
+    unset: Collection[str] = (),
+    bootstrap: bool = False,
+) -> list[Variable]:
+    """Return the variables of the worker, sorted by name.
+
+    *inherited* is nannyd's own environment.  With *bootstrap* (a Python worker) `environ` comes late
+    and a variable may occur twice: as it is at `execve`, and as the bootstrap then sets it.
+    """
+    kept = {
+        name: Entry(value, INHERITED)
+        for name, value in inherited.items()
+        if not is_private(name) and name not in unset
+    }
+    seed = {"PYTHONHASHSEED": Entry(HASH_SEED, "default")}
+    first = {**pre_spawn} if bootstrap else {**pre_spawn, **environ}
+    if "PYTHONHASHSEED" in first and first["PYTHONHASHSEED"].value == "0":
+        del first["PYTHONHASHSEED"]
+    at_exec = {**seed, **first, **kept, **arguments}
+    late = {
+        name: entry
+        for name, entry in (environ.items() if bootstrap else ())
+        if name not in kept and name not in arguments
+    }
+    variables = [
+        Variable(name, entry.value, entry.origin, entry.secret, late=is_late)
+        for is_late, entries in ((False, at_exec), (True, late))
+        for name, entry in entries.items()
+    ]
+    return sorted(variables, key=lambda variable: (variable.name, variable.late))

@@ -1,0 +1,57 @@
+"""The datagrams of sd_notify(3): what workers say to nannyd, and nannyd to systemd.
+
+One protocol for all workers, systemd's own, with nannyd on the manager's side.  Needs the standard
+library of Python 3.10 only: the worker's bootstrap uses it inside the user's interpreter.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+
+PROTOCOL = 1
+"""Version of what passes between supervisor and bootstrap (channel lines, X_NANNYD_ fields)."""
+
+CHANNEL_FD = 3
+"""Where the bootstrap of a Python worker finds its channel: a stream socket of JSON lines.
+
+The supervisor's first line is the specification of the worker; a later line asks it to stop,
+`{"stop": {"timeout": 24.0, "reason": "…"}}`.  End of file means that the supervisor is gone.
+"""
+
+ERROR_MAX = 16 << 10
+"""Characters of a traceback that travel; the last ones, for they name the error."""
+
+
+def parse(datagram: bytes) -> dict[str, str]:
+    """Return the assignments of one datagram.  A line without `=` is skipped, as systemd does."""
+    lines = datagram.decode("utf-8", "backslashreplace").split("\n")
+    return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
+def format_error(text: str) -> str:
+    """Return *text* (many lines) as the one-line value of X_NANNYD_ERROR."""
+    return json.dumps(text[-ERROR_MAX:])
+
+
+def parse_error(value: str) -> str:
+    """Return the text of an X_NANNYD_ERROR, or the value itself where it is no JSON string."""
+    try:
+        text = json.loads(value)
+    except ValueError:
+        return value
+    return text if isinstance(text, str) else value
+
+
+def send(address: str | None, **fields: str) -> None:
+    """Send *fields* to the notify socket at *address*; do nothing without one.
+
+    Raises OSError where the socket is there but does not take the message.
+    """
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    message = "\n".join(f"{key}={value}" for key, value in fields.items())
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        sock.sendto(message.encode(), address)
