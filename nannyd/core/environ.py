@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
 INHERITED = "inherited"
 
@@ -40,6 +40,7 @@ OURS = frozenset(
         "WATCHDOG_USEC",
         "JOURNAL_STREAM",
         "MEMORY_PRESSURE_WATCH",
+        "MEMORY_PRESSURE_WRITE",
         "NANNYD_INSTANCE",
         "NANNYD_LOCAL_DIRECTORY",
     }
@@ -50,9 +51,15 @@ EXPORTED = frozenset({"NANNYD_INSTANCE", "NANNYD_LOCAL_DIRECTORY"})
 """Variables with the prefix of settings that are none, for a nannyd that is started by a worker."""
 
 _SECRET = re.compile(
-    r"PASS(WORD|WD|PHRASE)?(?![A-Z])|SECRET|TOKEN|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|(^|_)(KEY|AUTH|PWD)$",
+    r"PASSW(OR)?D|PASSPHRASE|PASS(?![A-Z])|SECRET|TOKEN|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY"
+    r"|(^|_)(KEY|AUTH)$|_PWD$",
     re.IGNORECASE,
 )
+_NOT_SECRET = re.compile(r".*_SOCK|CREDENTIALS_DIRECTORY", re.IGNORECASE)
+"""Paths that only sound like secrets."""
+_ASSIGNMENT = re.compile(r"(-{0,2}([\w.-]+)=).+", re.DOTALL)
+_OPTION = re.compile(r"--?([A-Za-z][\w.-]*)")
+_URL_PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):[^/@\s]+(?=@)")
 MASK = "********"
 
 
@@ -85,7 +92,33 @@ def is_private(name: str) -> bool:
 
 def looks_secret(name: str) -> bool:
     """Say whether the value of something called *name* should be masked in output and logs."""
-    return _SECRET.search(name.replace("-", "_")) is not None and not name.upper().endswith("_SOCK")
+    return _SECRET.search(name.replace("-", "_")) is not None and _NOT_SECRET.fullmatch(name) is None
+
+
+def mask_url(text: str) -> str:
+    """Return *text* without the password of a URL in it: `redis://user:********@host`."""
+    return _URL_PASSWORD.sub(rf"\1:{MASK}", text)
+
+
+def mask_arguments(arguments: Sequence[Any]) -> list[Any]:
+    """Return *arguments* without the secrets: `--password=x`, `--password x`, `PASSWORD=x`, URLs.
+
+    Elements that are no strings stay as they are.
+    """
+    result: list[Any] = []
+    secret_next = False
+    for argument in arguments:
+        is_text = isinstance(argument, str)
+        assignment = _ASSIGNMENT.fullmatch(argument) if is_text else None
+        option = _OPTION.fullmatch(argument) if is_text else None
+        if secret_next and option is None:
+            result.append(MASK)
+        elif assignment is not None and looks_secret(assignment[2]):
+            result.append(assignment[1] + MASK)
+        else:
+            result.append(mask_url(argument) if is_text else argument)
+        secret_next = option is not None and looks_secret(option[1])
+    return result
 
 
 def compose(

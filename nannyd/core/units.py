@@ -37,7 +37,8 @@ def parse_size(text: str) -> int:
     if suffix == "ib" and not unit:
         raise ValueError(text)
     scale = _DECIMAL[unit] if suffix == "b" and unit else _BINARY[unit]
-    return int(float(match["number"]) * scale)
+    whole, _, part = match["number"].partition(".")
+    return int(whole + part) * scale // 10 ** len(part)  # exact, where a float would not be
 
 
 def format_size(size: float) -> str:

@@ -33,6 +33,9 @@ class Group(Protocol):
     def watch_empty(self, callback: Callable[[], None]) -> None:
         """Call *callback* (from the event loop) when the group may have become empty; at once if it is."""
 
+    def child_reaped(self) -> None:
+        """Learn that an orphan was reaped: without a leaf that is how the end of the last is noticed."""
+
     def signal(self, number: int) -> None:
         """Send signal *number* to every process of the group."""
 

@@ -22,6 +22,7 @@ echo 'LANG=C.UTF-8' | write /etc/locale.conf
 echo 'this is the test machine of nannyd' | write /etc/nannyd-guest
 
 in_root passwd --quiet --lock root
+chmod 755 "$root/root" # the source tree lies there, and units run programs of it as other users
 in_root useradd --create-home --shell /bin/bash alice
 in_root useradd --create-home --shell /bin/bash bob
 in_root useradd --system --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin _nannyd
@@ -97,6 +98,7 @@ StandardError=tty
 TTYPath=/dev/ttyS0
 IgnoreSIGPIPE=no
 TasksMax=infinity
+TimeoutStopSec=1
 [Install]
 WantedBy=multi-user.target
 END

@@ -1,0 +1,182 @@
+"""The command `nannyd`.
+
+    nannyd run NAME [options] [-- COMMAND…]
+    nannyd check|plan|explain NAME [options]
+    nannyd reload NAME
+
+`compile` is for the supervisor, which runs it as a child to reload.  pydantic is imported by the commands
+that need it and not for `--help` and `--version`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from nannyd import __version__
+from nannyd.core.errors import ConfigError, ExitCode, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from nannyd.config.compile import Compiled
+    from nannyd.config.options import CommandLine
+
+_HELP = """\
+usage: nannyd COMMAND NAME [options]
+
+Keeps one memory-hungry worker healthy under systemd.
+
+  run NAME [options] [-- COMMAND ...]   supervise one instance in the foreground
+  check NAME [options]                  print nothing, or everything that is wrong
+  plan NAME [options]                   print the effective settings
+  explain NAME [options]                print every setting and variable, and where it comes from
+  reload NAME                           ask a running instance to read its configuration again
+
+  nannyd COMMAND --help lists the options; --version prints the version.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line *argv* (None: the process's own) and return the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        status = _dispatch(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; nor must the interpreter complain at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.CLEAN
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def _dispatch(arguments: list[str]) -> int:
+    match arguments:
+        case ["-h" | "--help", *_]:
+            sys.stdout.write(_HELP)
+        case ["--version", *_]:
+            sys.stdout.write(f"nannyd {__version__}\n")
+        case ["reload", "-h" | "--help"]:
+            sys.stdout.write(_HELP)
+        case ["reload", name] if not name.startswith("-"):
+            from nannyd.config.reload import reload
+
+            return reload(name)
+        case ["reload", *_]:
+            return _usage("nannyd reload takes one NAME")
+        case [command, *rest] if command in _COMMANDS:
+            return _settled(command, rest)
+        case [command, *_]:
+            return _usage(f"{command!r} is not a command; write run, check, plan, explain or reload")
+        case []:
+            return _usage("a command is missing; write run, check, plan, explain or reload")
+        case _:
+            return _usage("the command line is not understood")
+    return ExitCode.CLEAN
+
+
+def _usage(message: str) -> int:
+    sys.stderr.write(f"nannyd: {message}\nnannyd --help lists the commands\n")
+    return ExitCode.USAGE
+
+
+def _settled(command: str, rest: list[str]) -> int:
+    """Run a *command* that takes settings."""
+    from nannyd.config.options import parse
+
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # A path or value that is no UTF-8 must not end us in the middle of a message.
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        line = parse(command, rest)
+    except SystemExit as request:
+        return request.code if isinstance(request.code, int) else ExitCode.USAGE
+    try:
+        return _COMMANDS[command](line)
+    except ConfigError as error:
+        if command == "compile":
+            sys.stdout.write(json.dumps({"problems": [str(problem) for problem in error.problems]}) + "\n")
+        else:
+            complain(error.problems)
+        return ExitCode.CONFIG
+
+
+def complain(problems: Sequence[Problem]) -> None:
+    """Write every problem to standard error, with the journal's priority where that is the journal."""
+    prefix = "<3>" if _is_journal() else ""
+    for problem in problems:
+        # A file's name may have a newline; a line is a problem.
+        text = str(problem).replace("\n", "\\n")
+        sys.stderr.write(f"{prefix}{text}\n")
+
+
+def _is_journal() -> bool:
+    """Say whether standard error is the journal's stream (systemd.exec(5), $JOURNAL_STREAM)."""
+    try:
+        status = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+def _compiled(line: CommandLine) -> Compiled:
+    """Return the plan, in the surroundings of the unit where systemd runs the instance."""
+    from nannyd.config.compile import compile_plan, own_surroundings
+
+    if not line.foreground:
+        from nannyd.config.unit import in_unit
+
+        found = in_unit(line.request)
+        if found is not None:
+            request, around = found
+            return compile_plan(request, around)
+    return compile_plan(line.request, own_surroundings(os.environ))
+
+
+def _run(line: CommandLine) -> int:
+    from nannyd.config.run import run
+
+    return run(_compiled(line).plan)
+
+
+def _check(line: CommandLine) -> int:
+    for note in _compiled(line).notes:
+        sys.stderr.write(f"note: {note}\n")
+    return ExitCode.CLEAN
+
+
+def _plan(line: CommandLine) -> int:
+    from nannyd.config.explain import plan_json, plan_text
+
+    compiled = _compiled(line)
+    sys.stdout.write(plan_json(compiled) if line.json else plan_text(compiled))
+    return ExitCode.CLEAN
+
+
+def _explain(line: CommandLine) -> int:
+    from nannyd.config.explain import explain_json, explain_text
+
+    compiled = _compiled(line)
+    sys.stdout.write(explain_json(compiled) if line.json else explain_text(compiled))
+    return ExitCode.CLEAN
+
+
+def _compile(line: CommandLine) -> int:
+    from nannyd.core.plan import to_json
+
+    sys.stdout.write(f'{{"plan": {to_json(_compiled(line).plan)}}}\n')
+    return ExitCode.CLEAN
+
+
+_COMMANDS: dict[str, Callable[[CommandLine], int]] = {
+    "run": _run,
+    "check": _check,
+    "plan": _plan,
+    "explain": _explain,
+    "compile": _compile,
+}

@@ -1,0 +1,181 @@
+"""Layers of settings laid one over the other, without forgetting where a value came from.
+
+Pure.  A layer is a table of tables with an origin.  Tables merge by key; anything else, lists included,
+replaces what is below it.  Each leaf of the result knows its origin and the origins it overrides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from nannyd.config.settings import catalogue
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+CLASS_ONLY = ("args", "kwargs", "preload", "preload-argv")
+"""Settings of `[worker]` that mean something for a class alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a value stands."""
+
+    where: str
+    """`default`, the path of a file, `environment` or `command line`."""
+    key: str = ""
+    """The variable or option, where the value stands in one."""
+
+    def __str__(self) -> str:
+        """Return the origin for people: the variable or option, else the file."""
+        return self.key or self.where
+
+
+DEFAULT = Origin("default")
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Settings from one place; each variable and each option is a layer of its own."""
+
+    origin: Origin
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """One value in the merged tree."""
+
+    value: Any
+    origin: Origin
+    rank: int
+    """The number of its layer; a higher one wins."""
+    overridden: tuple[Origin, ...] = ()
+
+
+Tree: TypeAlias = "dict[str, Leaf | Tree]"
+Path: TypeAlias = tuple[str, ...]
+
+
+def is_table(value: Any, path: Path) -> bool:
+    """Say whether *value* at *path* merges by key; a `{ credential = "name" }` is a value like a string."""
+    if not isinstance(value, dict):
+        return False
+    if len(path) < 3:
+        return True
+    setting = catalogue()[path[0]][path[1]]
+    return not setting.is_variables and set(value) != {"credential"}
+
+
+def merge(layers: Sequence[Layer]) -> Tree:
+    """Return *layers*, low to high, as one tree without the entries that `false` dropped."""
+    tree: Tree = {}
+    for rank, layer in enumerate(layers):
+        _lay(tree, layer.values, layer.origin, rank, ())
+    _drop_false(tree)
+    _choose_command_or_class(tree)
+    return tree
+
+
+def _lay(tree: Tree, table: dict[str, Any], origin: Origin, rank: int, path: Path) -> None:
+    for key, value in table.items():
+        below = tree.get(key)
+        if is_table(value, (*path, key)):
+            if not isinstance(below, dict):
+                tree[key] = below = {}
+            _lay(below, value, origin, rank, (*path, key))
+        else:
+            overridden = () if below is None else tuple(origin for _, origin in origins(below))
+            tree[key] = Leaf(value, origin, rank, overridden)
+
+
+def origins(node: Leaf | Tree, path: Path = ()) -> Iterator[tuple[Path, Origin]]:
+    """Yield every origin in *node*, the overridden ones before the one that won."""
+    if isinstance(node, Leaf):
+        for origin in (*node.overridden, node.origin):
+            yield path, origin
+    else:
+        for key, child in node.items():
+            yield from origins(child, (*path, key))
+
+
+def _drop_false(tree: Tree) -> None:
+    """Remove the variables that a higher layer set to false."""
+    for section, settings in catalogue().items():
+        for key, setting in settings.items():
+            table = _table(tree, section, key) if setting.is_variables else {}
+            for name in [n for n, leaf in table.items() if isinstance(leaf, Leaf) and leaf.value is False]:
+                del table[name]
+
+
+def _table(tree: Tree, *path: str) -> Tree:
+    for key in path:
+        node = tree.get(key, {})
+        if isinstance(node, Leaf):
+            return {}
+        tree = node
+    return tree
+
+
+def _choose_command_or_class(tree: Tree) -> None:
+    """Let a higher layer's command replace a lower layer's class, with all that is only for a class.
+
+    Both in the same place stay, for `checks` to complain about.
+    """
+    worker = _table(tree, "worker")
+    command, class_ = worker.get("command"), worker.get("class")
+    if not isinstance(command, Leaf) or not isinstance(class_, Leaf):
+        return
+    if command.origin.where == class_.origin.where:
+        return
+    if class_.rank > command.rank:
+        del worker["command"]
+        worker["class"] = replace(class_, overridden=(*class_.overridden, command.origin))
+        return
+    del worker["class"]
+    worker["command"] = replace(command, overridden=(*command.overridden, class_.origin))
+    for key in CLASS_ONLY:
+        if key in worker and _rank(worker[key]) < command.rank:
+            del worker[key]
+
+
+def _rank(node: Leaf | Tree) -> int:
+    if isinstance(node, Leaf):
+        return node.rank
+    return max((_rank(child) for child in node.values()), default=-1)
+
+
+def plain(node: Leaf | Tree) -> Any:
+    """Return the bare values of *node*."""
+    if isinstance(node, Leaf):
+        return node.value
+    return {key: plain(child) for key, child in node.items()}
+
+
+def find(tree: Tree, path: Sequence[str]) -> Leaf | None:
+    """Return the leaf at *path*, or the one that *path* leads into; the topmost one below for a table."""
+    node: Leaf | Tree = tree
+    for key in path:
+        if isinstance(node, Leaf):
+            break
+        if key not in node:
+            return None
+        node = node[key]
+    while not isinstance(node, Leaf):
+        if not node:
+            return None
+        node = max(node.values(), key=_rank)
+    return node
+
+
+def remove(tree: Tree, path: Sequence[str]) -> None:
+    """Remove the leaf at *path*, or the one that *path* leads into."""
+    for key in path:
+        node = tree.get(key)
+        if node is None:
+            return
+        if isinstance(node, Leaf) or key == path[-1]:
+            del tree[key]
+            return
+        tree = node

@@ -1,0 +1,80 @@
+"""Where an instance keeps its socket and lock while it runs.
+
+The same rule for the supervisor and for whoever looks for it: `$RUNTIME_DIRECTORY` where systemd gave one,
+else /run/nannyd/NAME for root, `$XDG_RUNTIME_DIR`/nannyd/NAME for others, else /tmp/nannyd-UID/NAME, which
+must belong to the user alone: anybody can make a directory in /tmp.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SOCKET_PATH_MAX = 107
+"""Bytes of a socket's path that fit into sockaddr_un, without the NUL (unix(7))."""
+
+_LONGEST_SOCKET = "notify-XXXXXXXX"
+
+
+def runtime_directory(name: str, environ: Mapping[str, str]) -> Path:
+    """Return where instance *name* keeps its socket and lock; it need not exist."""
+    given = environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
+    if given:
+        return Path(given)
+    if os.geteuid() == 0:
+        return Path("/run/nannyd") / name
+    if own := environ.get("XDG_RUNTIME_DIR"):
+        return Path(own) / "nannyd" / name
+    return _in_tmp() / name
+
+
+def control_socket(directory: Path) -> Path:
+    """Return the path of the control socket."""
+    return directory / "control"
+
+
+def lock_file(directory: Path) -> Path:
+    """Return the path of the file that a running instance holds locked; it contains the pid."""
+    return directory / "lock"
+
+
+def socket_path_problem(directory: Path) -> str | None:
+    """Say that the sockets' paths would be longer than the kernel takes, or return None."""
+    length = len(os.fsencode(directory / _LONGEST_SOCKET))
+    if length <= SOCKET_PATH_MAX:
+        return None
+    return (
+        f"the path of a socket in {directory} would have {length} bytes, and the kernel takes at most"
+        f" {SOCKET_PATH_MAX}; write a shorter name, or set RUNTIME_DIRECTORY to a shorter path"
+    )
+
+
+def make_runtime_directory(directory: Path) -> None:
+    """Make *directory* where it is missing.  Raises OSError, also for one in /tmp that is not ours alone."""
+    if directory.parent == _in_tmp():
+        for path in (directory.parent, directory):
+            path.mkdir(mode=0o700, exist_ok=True)
+            _check_own(path)
+        return
+    mode = 0o755 if os.geteuid() == 0 else 0o700
+    directory.parent.mkdir(parents=True, exist_ok=True, mode=mode)
+    directory.mkdir(exist_ok=True, mode=mode)
+
+
+def _in_tmp() -> Path:
+    return Path(f"/tmp/nannyd-{os.geteuid()}")  # noqa: S108 (checked before use)
+
+
+def _check_own(path: Path) -> None:
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, "is not a directory; remove it", str(path))
+    if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        message = f"is not private to user {os.geteuid()}; remove it, or set XDG_RUNTIME_DIR"
+        raise PermissionError(errno.EPERM, message, str(path))

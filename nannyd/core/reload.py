@@ -1,0 +1,54 @@
+"""What a new plan changes, and when that takes effect.  Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nannyd.core.plan import Plan
+
+
+class When(enum.StrEnum):
+    """When a changed setting takes effect."""
+
+    NOW = "now"
+    NEXT_WORKER = "from the next worker on"
+    RESTART = "after a restart of nannyd"
+
+
+_NOW = {"memory.thresholds", "memory.swap", "memory.where", "worker.start_timeout", "worker.stop_timeout"} | {
+    "worker.stop_signal",
+    "worker.kill_mode",
+    "log_level",
+}
+_RESTART = {"memory.mode", "log_format", "name"}
+_SILENT = {"arguments", "secrets"}
+
+
+def changes(old: Plan, new: Plan) -> dict[str, When]:
+    """Return each part of the plan that differs, as `worker.stop-timeout`, with when it takes effect."""
+    before, after = _flat(old), _flat(new)
+    return {
+        key.replace("_", "-"): _when(key)
+        for key in sorted(before)
+        if before[key] != after[key] and key not in _SILENT
+    }
+
+
+def _when(key: str) -> When:
+    if key in _NOW or key.startswith("restart."):
+        return When.NOW
+    return When.RESTART if key in _RESTART else When.NEXT_WORKER
+
+
+def _flat(plan: Plan) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for field in dataclasses.fields(plan):
+        value = getattr(plan, field.name)
+        if field.name in ("worker", "memory", "restart"):
+            flat.update({f"{field.name}.{part.name}": getattr(value, part.name) for part in dataclasses.fields(value)})
+        else:
+            flat[field.name] = value
+    return flat

@@ -1,0 +1,434 @@
+"""The delegated part of the cgroup tree, and the worker's leaf in it (cgroup v2 only).
+
+    nannyd@x.service/    delegated: user.delegate is set, its files are ours
+        supervisor/      this process (inner cgroups hold no processes)
+        worker-7/        one generation of the worker; never used twice
+
+* Nothing is taken over that nobody gave us: root may write everywhere, so root goes by the mark that
+  systemd leaves on what it delegates (xattr user.delegate or trusted.delegate, systemd 252).
+* A leaf is fresh: a cgroup that was ever killed kills what is later born straight into it (Linux 5.14
+  until "cgroup: fix spurious SIGKILL of CLONE_INTO_CGROUP children"), and its counters start from 0.
+* The kernel rings (POLLPRI) on memory.events and cgroup.events only after they were read.
+* A write that lowers memory.high or memory.max below the usage reclaims before it returns: that is done
+  by a thread, so the event loop never waits for it.
+
+Files and their meaning: Documentation/admin-guide/cgroup-v2.rst of the kernel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import re
+import select
+import signal
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from nannyd.core.exits import Evidence, WaitStatus
+from nannyd.core.memory import Reading, parse_flat_keyed, read_cgroup
+from nannyd.supervisor.poll import host_oom_kills
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SUPERVISOR = "supervisor"
+_WANTED = ("memory", "pids")
+_MARKS = ("user.delegate", "trusted.delegate")
+
+
+def parse_own_path(text: str) -> str | None:
+    """Return the path in the v2 hierarchy from /proc/PID/cgroup, as seen from our cgroup namespace."""
+    for line in text.splitlines():
+        if line.startswith("0::"):
+            return line[3:]
+    return None
+
+
+def parse_mounts(text: str) -> list[tuple[str, str]]:
+    """Return (root, mount point) of each cgroup2 file system, from proc_pid_mountinfo(5)."""
+    mounts = []
+    for line in text.splitlines():
+        fields, _, kind = line.partition(" - ")
+        if kind.split()[0] == "cgroup2":
+            root, point = fields.split()[3:5]
+            mounts.append((_unescape(root), _unescape(point)))
+    return mounts
+
+
+def _unescape(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+
+
+def locate(path: str, mounts: list[tuple[str, str]]) -> Path | None:
+    """Return the directory of cgroup *path*; None: no mount shows it."""
+    for root, point in mounts:
+        if f"{path}/".startswith(f"{root.rstrip('/')}/") and "/.." not in path:
+            return Path(point + path.removeprefix(root.rstrip("/"))) if path != root else Path(point)
+    return None
+
+
+class Delegation:
+    """The cgroup that was delegated to this process, ready to take leaves."""
+
+    def __init__(self, directory: Path, path: str, mount: Path) -> None:
+        """Use *directory*, whose controllers are enabled."""
+        self.path = path
+        self.has_memory = "memory" in (directory / "cgroup.subtree_control").read_text().split()
+        self._directory = directory
+        inner = [directory, *directory.parents]
+        self._ancestors = inner[: inner.index(mount) + 1]
+        self._abandoned: list[Path] = []
+
+    @classmethod
+    def find(cls, proc: Path = Path("/proc/self")) -> tuple[Self | None, str]:
+        """Return the delegation, taken into possession; or None and why there is none, in words."""
+        path = parse_own_path((proc / "cgroup").read_text())
+        mounts = parse_mounts((proc / "mountinfo").read_text())
+        own = None if path is None else locate(path, mounts)
+        if path is None or own is None:
+            return None, "no cgroup v2 file system is mounted here"
+        if not (own / "cgroup.controllers").exists() or not _is_delegated_at(own):
+            return None, f"{path} was not delegated (systemd: Delegate=memory pids)"
+        directory = own.parent if own.name == SUPERVISOR and _may_use(own.parent) else own
+        try:
+            if directory is own:
+                _move_into(directory / SUPERVISOR)
+            _enable(directory)
+        except OSError as error:
+            if directory is own:
+                with suppress(OSError):
+                    _write(directory / "cgroup.procs", "0")
+                    (directory / SUPERVISOR).rmdir()
+            why = {errno.EBUSY: "other processes live in it", errno.EROFS: "it is mounted read-only"}
+            return None, f"{path} cannot be used: {why.get(error.errno or 0, error.strerror)}"
+        mount = next(Path(point) for _, point in mounts if directory.is_relative_to(point))
+        return cls(directory, path if directory is own else os.path.dirname(path) or "/", mount), ""  # noqa: PTH120
+
+    def leaf(self, number: int) -> Leaf:
+        """Return a fresh leaf, `worker-NUMBER` or with the next number that is free.  Raises OSError."""
+        self._abandoned = [directory for directory in self._abandoned if not _remove(directory)]
+        while True:
+            directory = self._directory / f"worker-{number}"
+            try:
+                directory.mkdir()
+            except FileExistsError:
+                number += 1
+            else:
+                return self._open(directory)
+
+    def leftovers(self) -> list[Leaf]:
+        """Return the leaves that an earlier life of the supervisor left behind."""
+        return [self._open(directory) for directory in sorted(self._directory.glob("worker-*"))]
+
+    def _open(self, directory: Path) -> Leaf:
+        path = f"{self.path.rstrip('/')}/{directory.name}"
+        return Leaf(directory, path, self._ancestors, self._abandoned.append)
+
+
+def _is_delegated_at(own: Path) -> bool:
+    return (own.name == SUPERVISOR and _may_use(own.parent)) or _is_marked(own)
+
+
+def _may_use(directory: Path) -> bool:
+    """Say whether *directory*, in whose `supervisor` this process lives, was given to it."""
+    files = [directory / name for name in ("cgroup.procs", "cgroup.subtree_control")]
+    return _is_marked(directory) or (os.geteuid() != 0 and all(os.access(file, os.W_OK) for file in files))
+
+
+def _is_marked(directory: Path) -> bool:
+    for mark in _MARKS:
+        with suppress(OSError):  # no such attribute, or not for our eyes
+            if os.getxattr(directory, mark) == b"1":
+                return True
+    return False
+
+
+def _move_into(directory: Path) -> None:
+    directory.mkdir(exist_ok=True)
+    _write(directory / "cgroup.procs", "0")
+
+
+def _enable(directory: Path) -> None:
+    offered = (directory / "cgroup.controllers").read_text().split()
+    enabled = (directory / "cgroup.subtree_control").read_text().split()
+    missing = [f"+{name}" for name in _WANTED if name in offered and name not in enabled]
+    if missing:
+        _write(directory / "cgroup.subtree_control", " ".join(missing))
+
+
+def _write(path: Path | str, text: str, directory: int | None = None) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        os.write(file, text.encode())
+    finally:
+        os.close(file)
+
+
+def _remove(directory: Path) -> bool:
+    """Remove a cgroup; say whether it is gone.  It is not while somebody lives in it."""
+    try:
+        directory.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+class Bell:
+    """A file of a cgroup that the kernel rings (POLLPRI) when its text changes."""
+
+    def __init__(self, directory: int, name: str, callback: Callable[[], None]) -> None:
+        """Call *callback* from the running event loop after each change."""
+        self._file = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+        self._callback = callback
+        self._loop = asyncio.get_running_loop()
+        self._epoll = select.epoll()  # asyncio itself does not know POLLPRI
+        self._epoll.register(self._file, select.EPOLLPRI)
+        self._read()
+        self.listen()
+
+    def listen(self) -> None:
+        """Ring from now on; at once if the text has changed since it was last read."""
+        self._loop.add_reader(self._epoll.fileno(), self._ring)
+
+    def mute(self) -> None:
+        """Do not ring until `listen`; nothing is lost."""
+        self._loop.remove_reader(self._epoll.fileno())
+
+    def close(self) -> None:
+        """Give back the descriptors."""
+        self.mute()
+        self._epoll.close()
+        os.close(self._file)
+
+    def _ring(self) -> None:
+        self._read()
+        self._callback()
+
+    def _read(self) -> None:
+        with suppress(OSError):  # ENODEV: the cgroup was removed
+            os.pread(self._file, 4096, 0)
+
+
+class Leaf:
+    """The cgroup of one generation: the worker and all it forks.  A `group.Group`."""
+
+    def __init__(
+        self, directory: Path, path: str, ancestors: list[Path], abandon: Callable[[Path], None]
+    ) -> None:
+        """Hold *directory*, cgroup *path*.
+
+        *ancestors* are the directories whose limits count, the nearest first.  *abandon* takes the
+        directory if it cannot be removed yet.
+        """
+        self.path = path
+        self.fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._directory = directory
+        self._abandon = abandon
+        self._ooms = {
+            ancestor: count for ancestor in ancestors if (count := _local_ooms(ancestor)) is not None
+        }
+        self._counted = os.access("memory.events", os.R_OK, dir_fd=self.fd)
+        self._host_oom_kills = host_oom_kills()
+        self._memory_bell: Bell | None = None
+        self._empty_bell: Bell | None = None
+        self._wanted: dict[str, str] = {}
+
+    # --- Memory -----------------------------------------------------------------------------------
+
+    @property
+    def memory_pressure(self) -> str | None:
+        """The file that MEMORY_PRESSURE_WATCH names for the worker; None: a kernel without PSI."""
+        file = self._directory / "memory.pressure"
+        return str(file) if file.exists() else None
+
+    def set_limits(self, maximum: int | None, swap: int | None) -> None:
+        """Put up the wall, memory.max, and memory.swap.max; who meets the wall dies with all the group."""
+        with suppress(FileNotFoundError):  # a kernel without swap
+            _write("memory.swap.max", _bytes(swap), self.fd)
+        _write("memory.oom.group", "1", self.fd)
+        self._limit("memory.max", maximum)
+
+    def set_high(self, high: int | None) -> None:
+        """Draw the tripwire at *high* bytes; None: lift it.  Raising is done when this returns."""
+        self._limit("memory.high", high)
+
+    def _limit(self, name: str, value: int | None) -> None:
+        self._wanted[name] = _bytes(value)
+        if value is None or value >= int(self._read("memory.current")):
+            _write(name, _bytes(value), self.fd)
+            return
+        file = os.open(name, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self.fd)
+        thread = threading.Thread(target=self._squeeze, args=(name, file), daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the worker has used up the unit's TasksMax=
+            self._squeeze(name, file)
+
+    def _squeeze(self, name: str, file: int) -> None:
+        """Write what is wanted until that was not changed meanwhile.  Linux 6.16 does not wait in here."""
+        written = None
+        try:
+            while written != self._wanted[name]:
+                written = self._wanted[name]
+                with suppress(OSError):  # ENODEV: the leaf was removed
+                    os.write(file, written.encode())
+        finally:
+            os.close(file)
+
+    def reading(self) -> Reading:
+        """Return what the leaf uses now."""
+        try:
+            swap = int(self._read("memory.swap.current"))
+        except FileNotFoundError:
+            swap = None
+        return read_cgroup(
+            int(self._read("memory.current")), parse_flat_keyed(self._read("memory.stat")), swap
+        )
+
+    def events(self) -> dict[str, int]:
+        """Return memory.events: what happened in the leaf and below it so far."""
+        return parse_flat_keyed(self._read("memory.events"))
+
+    def watch_memory(self, callback: Callable[[], None]) -> None:
+        """Call *callback* from the event loop whenever memory.events has changed."""
+        self._memory_bell = Bell(self.fd, "memory.events", callback)
+
+    def look_away(self) -> None:
+        """Do not call for memory.events until `look_again`."""
+        if self._memory_bell is not None:
+            self._memory_bell.mute()
+
+    def look_again(self) -> None:
+        """Call for memory.events again; at once if it changed meanwhile."""
+        if self._memory_bell is not None:
+            self._memory_bell.listen()
+
+    # --- Processes --------------------------------------------------------------------------------
+
+    def pids(self) -> list[int]:
+        """Return the processes of the leaf and of the cgroups that the worker made in it."""
+        found: list[int] = []
+        for *_, directory in os.fwalk(dir_fd=self.fd):
+            # A threaded cgroup lists its processes further up; one that was just removed has none.
+            with suppress(OSError):
+                found.extend(map(int, self._read("cgroup.procs", directory).split()))
+        return found
+
+    def contains(self, pid: int) -> bool | None:
+        """Say whether process *pid* lives in the leaf; None: it is gone."""
+        try:
+            path = parse_own_path(Path(f"/proc/{pid}/cgroup").read_text())
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        return path is not None and f"{path}/".startswith(f"{self.path}/")
+
+    def is_empty(self) -> bool:
+        """Say whether nobody is left."""
+        try:
+            return parse_flat_keyed(self._read("cgroup.events"))["populated"] == 0
+        except OSError:  # ENODEV: the leaf was removed
+            return True
+
+    def watch_empty(self, callback: Callable[[], None]) -> None:
+        """Call *callback* from the event loop when cgroup.events changes; now if nobody is left."""
+        if self._empty_bell is None:
+            self._empty_bell = Bell(self.fd, "cgroup.events", callback)
+        if self.is_empty():
+            callback()
+
+    def child_reaped(self) -> None:
+        """Nothing: the kernel itself says when the leaf is empty."""
+
+    def signal(self, number: int) -> None:
+        """Send signal *number* to every process of the leaf."""
+        for pid in self.pids():
+            with suppress(ProcessLookupError, PermissionError):  # gone, or a set-user-ID program's
+                self._send(pid, number)
+
+    def _send(self, pid: int, number: int) -> None:
+        pidfd = os.pidfd_open(pid)
+        try:
+            if self.contains(pid):  # the number was not taken over by somebody else meanwhile
+                signal.pidfd_send_signal(pidfd, number)
+        finally:
+            os.close(pidfd)
+
+    def kill(self) -> None:
+        """Kill every process of the leaf, forks in flight too."""
+        try:
+            _write("cgroup.kill", "1", self.fd)
+        except FileNotFoundError:  # Linux < 5.14
+            self.signal(signal.SIGKILL)
+        except OSError as error:
+            if error.errno != errno.ENODEV:  # removed: nobody is left to kill
+                raise
+
+    # --- The end ----------------------------------------------------------------------------------
+
+    def evidence(self, status: WaitStatus) -> Evidence:
+        """Return how the worker ended, and what the kernel counted for its leaf and above."""
+        if not self._counted:
+            now = host_oom_kills()
+            struck = now is None or self._host_oom_kills is None or now > self._host_oom_kills
+            return Evidence(status, oomd=self._oomd(), counted=False, host_oom_kills=struck)
+        events = self.events()
+        return Evidence(
+            status,
+            oom_kill=events["oom_kill"] > 0,
+            # Of the leaf or below it: a limit that the worker set for a part of itself is its own, too.
+            oom_own=events["oom"] > 0,
+            oom_ancestor=self._ancestor_out_of_memory(),
+            oomd=self._oomd(),
+        )
+
+    def _ancestor_out_of_memory(self) -> str | None:
+        for ancestor, before in self._ooms.items():
+            if (_local_ooms(ancestor) or 0) > before:
+                above = self._directory.relative_to(ancestor)
+                return self.path.removesuffix(f"/{above}") or "/"
+        return None
+
+    def _oomd(self) -> bool:
+        for mark in ("user.oomd_kill", "user.oomd_ooms"):  # systemd-oomd.service(8)
+            with suppress(OSError):
+                if int(os.getxattr(self.fd, mark)) > 0:
+                    return True
+        return False
+
+    def close(self) -> None:
+        """Remove the leaf and what the worker made in it; give back the descriptors."""
+        for bell in (self._memory_bell, self._empty_bell):
+            if bell is not None:
+                bell.close()
+        for _, names, _, directory in os.fwalk(topdown=False, dir_fd=self.fd):
+            for name in names:
+                with suppress(OSError):
+                    os.rmdir(name, dir_fd=directory)
+        os.close(self.fd)
+        if not _remove(self._directory):
+            self._abandon(self._directory)
+
+    def _read(self, name: str, directory: int | None = None) -> str:
+        def opener(path: str, flags: int) -> int:
+            return os.open(path, flags, dir_fd=self.fd if directory is None else directory)
+
+        with open(name, opener=opener) as file:
+            return file.read()
+
+
+def _bytes(value: int | None) -> str:
+    return "max" if value is None else str(value)
+
+
+def _local_ooms(directory: Path) -> int | None:
+    """Return how often the limit of *directory* itself was met beyond reclaim; None: it has none."""
+    try:
+        return parse_flat_keyed((directory / "memory.events.local").read_text())["oom"]
+    except (OSError, KeyError):  # the root of all; Linux < 5.2
+        return None

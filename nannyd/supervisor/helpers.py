@@ -1,0 +1,119 @@
+"""nannyd's own short-lived children: rm(1) for scratch directories, the launcher for a reload.
+
+They are no part of the worker.  Each is held by a pidfd and has a deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nannyd.supervisor import scratch
+from nannyd.supervisor.notices import SCRATCH_FAILED, say
+from nannyd.supervisor.spawn import Child, Program, SpawnError, spawn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_LARGEST = 16 << 20
+"""Bytes of output that are read from a helper."""
+
+
+class Helpers:
+    """The children that are not the worker."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start with none."""
+        self._loop = loop
+        self._running: dict[int, Child] = {}
+        self._oom_score_adj = int(Path("/proc/self/oom_score_adj").read_text())
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def pids(self) -> set[int]:
+        """Return the processes that do not belong to the worker although they descend from us."""
+        return set(self._running)
+
+    def remove(self, path: Path, forget: Callable[[], None]) -> None:
+        """Remove a scratch directory; *forget* it afterwards, whatever came of it."""
+
+        def done(code: int | None) -> None:
+            forget()
+            if code != 0:
+                say(SCRATCH_FAILED, path=path, detail=f"rm ended with status {code}")
+
+        try:
+            self._start(scratch.removal(path), 2, done)
+        except SpawnError as error:
+            forget()
+            say(SCRATCH_FAILED, path=path, detail=str(error))
+
+    def _start(self, argv: Sequence[str], output: int, done: Callable[[int | None], None]) -> Child:
+        program = Program(
+            argv=list(argv),
+            environ=dict(os.environ),
+            working_directory="/",
+            umask=None,
+            nice=None,
+            oom_score_adj=self._oom_score_adj,
+            stdout=output,
+            stderr=2,
+            channel=None,
+        )
+        child = spawn(program, None)
+        self._running[child.pid] = child
+        self._idle.clear()
+
+        def exited() -> None:
+            status = child.reap()
+            if status is None:
+                return
+            self._loop.remove_reader(child.pidfd)
+            del self._running[child.pid]
+            child.close()
+            if not self._running:
+                self._idle.set()
+            done(status.code)
+
+        self._loop.add_reader(child.pidfd, exited)
+        return child
+
+    async def output(self, argv: Sequence[str], within: float) -> tuple[int | None, bytes]:
+        """Run *argv* and return its exit status and what it wrote.
+
+        Raises TimeoutError after *within* seconds, when it was killed; SpawnError.
+        """
+        inside, outside = os.pipe()
+        ended: asyncio.Future[int | None] = self._loop.create_future()
+        try:
+            child = self._start(argv, outside, ended.set_result)
+        except SpawnError:
+            os.close(inside)
+            raise
+        finally:
+            os.close(outside)
+        reader = asyncio.StreamReader(limit=_LARGEST)
+        transport, _ = await self._loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(inside, "rb")
+        )
+        try:
+            async with asyncio.timeout(within):
+                written = await reader.read(_LARGEST)
+                return await ended, written
+        except TimeoutError:
+            child.signal(signal.SIGKILL)
+            raise
+        finally:
+            transport.close()
+
+    async def wait(self, within: float) -> None:
+        """Wait until all are done, at most *within* seconds, then kill what is left."""
+        try:
+            async with asyncio.timeout(within):
+                await self._idle.wait()
+        except TimeoutError:
+            for child in self._running.values():
+                child.signal(signal.SIGKILL)

@@ -1,0 +1,333 @@
+"""One life of the worker: every kernel object that belongs to one generation, and their end.
+
+A life begins with `begin()` and is over when its main process was reaped and its group is empty; then it
+posts `Exited`, and after that is handled, `close()` gives everything back.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import socket
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from nannyd.core import boot, wire
+from nannyd.core.lifecycle import (
+    Event,
+    Exited,
+    MainExited,
+    WorkerAlive,
+    WorkerExtends,
+    WorkerHung,
+    WorkerReady,
+    WorkerStopping,
+)
+from nannyd.core.plan import KillMode
+from nannyd.supervisor import scratch
+from nannyd.supervisor.mailbox import Mailbox
+from nannyd.supervisor.notices import FOREIGN_MESSAGE, WORKER_ERROR, say
+from nannyd.supervisor.spawn import Child, Program, SpawnError, spawn
+from nannyd.supervisor.watch import Poller, Tripwire
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from nannyd.core.exits import WaitStatus
+    from nannyd.core.memory import Reading, Verdict
+    from nannyd.core.plan import Plan
+    from nannyd.supervisor.cgroup import Delegation, Leaf
+    from nannyd.supervisor.group import Group
+    from nannyd.supervisor.poll import Sampler
+    from nannyd.supervisor.tree import Tree
+    from nannyd.supervisor.watch import Watch
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What all lives of an instance share."""
+
+    loop: asyncio.AbstractEventLoop
+    runtime: Path
+    """The instance's directory under /run."""
+    library: Path
+    """A directory that holds nothing but `nannyd`, for the interpreters of Python workers."""
+    delegation: Delegation | None
+    tree: Callable[[], Tree] | None
+    """Makes the group of a worker that gets no leaf."""
+    sampler: Sampler | None
+    """Reads memory where the kernel does not count it for us."""
+    output: Callable[[], int]
+    """Opens where the worker's output goes; the caller closes it."""
+    post: Callable[[Event], None]
+
+
+class Life:
+    """The worker of one generation."""
+
+    def __init__(self, place: Place, plan: Plan, generation: int) -> None:
+        """Prepare the life; nothing exists until `begin`."""
+        self.generation = generation
+        self.plan = plan
+        self.pid: int | None = None
+        self.began = place.loop.time()
+        self.note = ""
+        """The worker's own STATUS=."""
+        self.address = ""
+        self.directory = ""
+        self.error = ""
+        self.errno = 0
+        self.scratch: scratch.Scratch | None = None
+        self.group: Group | None = None
+        self.watch: Watch | None = None
+        self._place = place
+        self._child: Child | None = None
+        self._mailbox: Mailbox | None = None
+        self._channel: socket.socket | None = None
+        self._unsent = bytearray()
+        self._status: WaitStatus | None = None
+
+    def begin(self, report: Callable[[Verdict, Reading, bool], None]) -> None:
+        """Execute the worker.  Raises SpawnError with everything given back."""
+        try:
+            self._make()
+            self._spawn()
+        except (SpawnError, OSError) as error:
+            group, self._status = self.group, None
+            if group is not None:
+                group.kill()
+            self.close()
+            if isinstance(error, SpawnError):
+                raise
+            raise SpawnError(str(error.filename or error), error.errno or errno.EIO) from error
+        self._begin_watch(report)
+
+    def _make(self) -> None:
+        place, worker = self._place, self.plan.worker
+        parent = scratch.place(worker.local_directory, os.environ, self.plan.name)
+        self.scratch = scratch.Scratch(parent, self.generation)
+        self._mailbox = Mailbox(place.runtime, place.loop, self._told)
+        if place.delegation is not None:
+            leaf = place.delegation.leaf(self.generation)
+            self.group = leaf
+            if place.delegation.has_memory:
+                leaf.set_limits(self.plan.memory.thresholds.max, self.plan.memory.swap)
+        elif place.tree is not None:
+            self.group = place.tree()
+
+    def _spawn(self) -> None:
+        worker, place = self.plan.worker, self._place
+        inside = None
+        if worker.python is not None:
+            self._channel, inside = socket.socketpair()
+            self._channel.setblocking(False)
+        output = place.output()
+        try:
+            program = Program(
+                argv=self._argv(),
+                environ=self._environ(output),
+                working_directory=worker.working_directory,
+                umask=worker.umask,
+                nice=worker.nice,
+                oom_score_adj=worker.oom_score_adj,
+                stdout=output,
+                stderr=output if output not in (1, 2) else 2,
+                channel=None if inside is None else inside.fileno(),
+            )
+            self._child = spawn(program, self._leaf())
+        finally:
+            if output not in (1, 2):
+                os.close(output)
+            if inside is not None:
+                inside.close()
+        self.pid = self._child.pid
+        if self.scratch is not None:
+            self.scratch.record(self.pid)
+        place.loop.add_reader(self._child.pidfd, self._main_exited)
+        if worker.python is not None:
+            self._say_on_channel(self._specification())
+
+    def _leaf(self) -> Leaf | None:
+        return self.group if self._place.delegation is not None else None  # type: ignore[return-value]
+
+    def _argv(self) -> list[str]:
+        worker = self.plan.worker
+        if worker.python is None:
+            return worker.command
+        library, name = str(self._place.library), self.plan.name
+        return boot.boot_argv(worker.command[0], library, name, worker.python.target)
+
+    def _environ(self, output: int) -> dict[str, str]:
+        environ = dict(self.plan.environ)
+        leaf = self._leaf()
+        if leaf is not None:
+            environ.pop("MEMORY_PRESSURE_WATCH", None)
+            if leaf.memory_pressure is not None:
+                environ["MEMORY_PRESSURE_WATCH"] = leaf.memory_pressure
+            else:
+                environ.pop("MEMORY_PRESSURE_WRITE", None)
+        if output not in (1, 2):
+            status = os.fstat(output)
+            environ["JOURNAL_STREAM"] = f"{status.st_dev}:{status.st_ino}"
+        if self.plan.worker.watchdog is not None:
+            environ["WATCHDOG_USEC"] = str(int(self.plan.worker.watchdog * 1e6))
+        if self._mailbox is not None:
+            environ["NOTIFY_SOCKET"] = str(self._mailbox.path)
+        if self.scratch is not None:
+            environ["NANNYD_LOCAL_DIRECTORY"] = str(self.scratch.path)
+        return {**environ, "NANNYD_INSTANCE": self.plan.name}
+
+    def _specification(self) -> dict[str, object]:
+        worker = self.plan.worker
+        python = worker.python
+        return {
+            "protocol": wire.PROTOCOL,
+            "name": self.plan.name,
+            "target": python.target if python else "",
+            "args": python.args if python else [],
+            "kwargs": python.kwargs if python else {},
+            "environ": self.plan.late_environ,
+            "preload": python.preload if python else [],
+            "preload_argv": python.preload_argv if python else [],
+            "stop_timeout": worker.stop_timeout,
+            "local_directory": str(self.scratch.path) if self.scratch else None,
+        }
+
+    def _say_on_channel(self, message: dict[str, object]) -> None:
+        if self._channel is None:
+            return
+        self._unsent += json.dumps(message).encode() + b"\n"
+        self._flush_channel()
+
+    def _flush_channel(self) -> None:
+        """Send what the socket takes now, and the rest when the worker has read."""
+        if self._channel is None:
+            return
+        loop = self._place.loop
+        try:
+            sent = self._channel.send(self._unsent, socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            sent = len(self._unsent)  # it is gone: its exit says the rest
+        del self._unsent[:sent]
+        if self._unsent:
+            loop.add_writer(self._channel, self._flush_channel)
+        else:
+            loop.remove_writer(self._channel)
+
+    def _begin_watch(self, report: Callable[[Verdict, Reading, bool], None]) -> None:
+        place, memory = self._place, self.plan.memory
+        leaf = self._leaf()
+        if leaf is not None and place.delegation is not None and place.delegation.has_memory:
+            self.watch = Tripwire(leaf, memory.thresholds, place.loop, report)
+        elif self.group is not None and place.sampler is not None:
+            self.watch = Poller(self.group, place.sampler, memory.thresholds, place.loop, report)
+
+    def follow(self, plan: Plan) -> None:
+        """Take over from a new *plan* what can change while the worker lives."""
+        worker = replace(
+            self.plan.worker,
+            stop_signal=plan.worker.stop_signal,
+            stop_timeout=plan.worker.stop_timeout,
+            kill_mode=plan.worker.kill_mode,
+        )
+        self.plan = replace(self.plan, worker=worker, memory=plan.memory)
+        if self.watch is not None:
+            self.watch.apply(plan.memory.thresholds, plan.memory.swap)
+
+    # --- What the worker says ---------------------------------------------------------------------
+
+    def _told(self, said: dict[str, str], sender: int) -> None:
+        if self.group is not None and sender != self.pid and self.group.contains(sender) is False:
+            say(FOREIGN_MESSAGE, sender_pid=sender, worker_pid=self.pid)
+            return
+        self.note = said.get("STATUS", self.note)
+        self.address = said.get("X_NANNYD_ADDRESS", self.address)
+        self.directory = said.get("X_NANNYD_DIRECTORY", self.directory)
+        if said.get("ERRNO", "").isdigit():
+            self.errno = int(said["ERRNO"])
+        if "X_NANNYD_ERROR" in said:
+            text = wire.parse_error(said["X_NANNYD_ERROR"]).strip()
+            self.error = text.rpartition("\n")[2]
+            say(WORKER_ERROR, worker_pid=self.pid, detail=text)
+        for event in self._events(said):
+            self._place.post(event)
+
+    def _events(self, said: dict[str, str]) -> list[Event]:
+        life, events = self.generation, list[Event]()
+        if said.get("READY") == "1":
+            events.append(WorkerReady(life))
+        if said.get("STOPPING") == "1":
+            events.append(WorkerStopping(life))
+        if said.get("WATCHDOG") == "1":
+            events.append(WorkerAlive(life))
+        if said.get("WATCHDOG") == "trigger":
+            events.append(WorkerHung(life))
+        if said.get("EXTEND_TIMEOUT_USEC", "").isdigit():
+            events.append(WorkerExtends(life, int(said["EXTEND_TIMEOUT_USEC"]) / 1e6))
+        return events
+
+    # --- Its end ----------------------------------------------------------------------------------
+
+    def ask_to_stop(self, timeout: float, reason: str, *, abort: bool) -> None:
+        """Tell a Python worker why, then send the stop signal; a stopped process is continued."""
+        self._say_on_channel({"stop": {"timeout": timeout, "reason": reason}})
+        number = signal.SIGABRT if abort else self.plan.worker.stop_signal
+        if self.plan.worker.kill_mode is KillMode.CONTROL_GROUP and self.group is not None and not abort:
+            self.group.signal(number)
+            self.group.signal(signal.SIGCONT)
+        elif self._child is not None and self._status is None:
+            self._child.signal(number)
+            self._child.signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """Kill the whole group."""
+        if self.group is not None:
+            self.group.kill()
+        if self._child is not None and self._status is None:
+            self._child.signal(signal.SIGKILL)
+
+    def _main_exited(self) -> None:
+        if self._child is None or (status := self._child.reap()) is None:
+            return
+        self._status = status
+        self._place.loop.remove_reader(self._child.pidfd)
+        if self._mailbox is not None:
+            self._mailbox.drain()  # the last words explain the exit
+        if self.group is None or self.group.is_empty():
+            self._over()
+        else:
+            self._place.post(MainExited(self.generation))
+            self.group.watch_empty(self._perhaps_empty)
+
+    def _perhaps_empty(self) -> None:
+        if self.group is not None and self._status is not None and self.group.is_empty():
+            self._over()
+
+    def _over(self) -> None:
+        if self.group is None or self._status is None:
+            return
+        if self._mailbox is not None:
+            self._mailbox.drain()
+        if self.watch is not None:
+            self.watch.close()
+        evidence = replace(self.group.evidence(self._status), error=self.error)
+        # `random` would cost 4 MiB of memory, for the hashes it imports.
+        chance = int.from_bytes(os.urandom(4)) / (1 << 32)
+        self._place.post(Exited(self.generation, evidence, chance))
+
+    def close(self) -> None:
+        """Give everything back but the scratch directory, whose removal takes its time."""
+        if self._child is not None:
+            self._place.loop.remove_reader(self._child.pidfd)
+            self._child.close()
+        if self._channel is not None:
+            self._place.loop.remove_writer(self._channel)
+        for thing in (self.watch, self._mailbox, self._channel, self.group):
+            if thing is not None:
+                thing.close()

@@ -1,0 +1,161 @@
+"""Where nannyd's own records go: the journal with fields, JSON lines, or text for people.
+
+The worker may share our standard error and may fill it.  Its reader's slowness must never become the
+supervisor's, so nothing here blocks: what does not fit is dropped, counted, and told later.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import stat
+from typing import Any
+
+from nannyd.core.plan import LogFormat
+
+_PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+_COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m", logging.CRITICAL: "\x1b[1;31m"}
+
+
+def stderr_is_journal() -> bool:
+    """Say whether standard error is the journal's own stream, by the rule of systemd.exec(5)."""
+    device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
+    status = os.fstat(2)
+    return (device, inode) == (str(status.st_dev), str(status.st_ino))
+
+
+def resolve(wanted: LogFormat) -> LogFormat:
+    """Return the format that AUTO means here."""
+    if wanted is not LogFormat.AUTO:
+        return wanted
+    return LogFormat.JOURNAL if stderr_is_journal() else LogFormat.TEXT
+
+
+def set_up(wanted: LogFormat, level: str, instance: str) -> LogFormat:
+    """Send all records of this process where *wanted* says; return what AUTO came to."""
+    chosen = resolve(wanted)
+    handler: logging.Handler
+    if chosen is LogFormat.JOURNAL:
+        handler = JournalHandler(instance)
+    else:
+        handler = logging.StreamHandler(Nonblocking(2))
+        handler.setFormatter(_json_formatter(instance) if chosen is LogFormat.JSON else Text(instance))
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level.upper())
+    # Records must not fetch what nobody prints (logging.rst, "Optimization").
+    logging.logThreads = logging.logMultiprocessing = logging.logProcesses = False
+    logging.raiseExceptions = False
+    return chosen
+
+
+class JournalHandler(logging.Handler):
+    """Records to journald, their fields in upper case."""
+
+    def __init__(self, instance: str) -> None:
+        """Mark every record with *instance*."""
+        super().__init__()
+        from systemd import journal  # only where the journal is
+
+        self._send = journal.send
+        self._instance = instance
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send one record; without journald it is lost, as with every service."""
+        fields = {key.upper(): _plain(value) for key, value in getattr(record, "fields", {}).items()}
+        fields["NANNYD_INSTANCE"] = self._instance
+        try:
+            self._send(
+                self.format(record),
+                PRIORITY=str(_PRIORITIES.get(record.levelno, 6)),
+                SYSLOG_IDENTIFIER="nannyd",
+                CODE_FILE=record.pathname,
+                CODE_LINE=str(record.lineno),
+                CODE_FUNC=record.funcName,
+                **fields,
+            )
+        except OSError:
+            self.handleError(record)
+
+
+def _plain(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+class Text(logging.Formatter):
+    """`12:30:01.123 worker1: text`, coloured on a terminal."""
+
+    def __init__(self, instance: str) -> None:
+        """Begin every line with *instance*."""
+        super().__init__(f"%(asctime)s.%(msecs)03d {instance}: %(message)s", "%H:%M:%S")
+        self._coloured = os.isatty(2) and not os.environ.get("NO_COLOR")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of *record*."""
+        line = super().format(record)
+        colour = _COLOURS.get(record.levelno) if self._coloured else None
+        return f"{colour}{line}\x1b[0m" if colour else line
+
+
+def _json_formatter(instance: str) -> logging.Formatter:
+    from pythonjsonlogger.json import JsonFormatter  # only for --log-format json
+
+    class Json(JsonFormatter):
+        """One object a line: time, level, message, and the fields of the notice."""
+
+        def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
+            fields = log_data.pop("fields", None) or {}
+            return {**log_data, "nannyd_instance": instance, **fields}
+
+    return Json(
+        ["levelname", "message"],
+        timestamp="time",
+        rename_fields={"levelname": "level"},
+        json_ensure_ascii=False,
+    )
+
+
+class Nonblocking:
+    """A text stream over a descriptor that never waits for its reader.
+
+    O_NONBLOCK belongs to the open file, which the worker and the shell share; so a pipe or terminal is
+    opened once more through /proc for an open file of our own.  A socket is sent to with MSG_DONTWAIT.
+    A regular file never blocks.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        """Write to what *descriptor* refers to; it is borrowed, not owned."""
+        self._descriptor = descriptor
+        self._socket: socket.socket | None = None
+        self._dropped = 0
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISSOCK(mode):
+            self._socket = socket.socket(fileno=os.dup(descriptor))
+        elif stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+            flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+            try:
+                self._descriptor = os.open(f"/proc/self/fd/{descriptor}", flags)
+            except OSError:  # another user's terminal: then it is as blocking as it is
+                self._descriptor = descriptor
+
+    def write(self, text: str) -> int:
+        """Write *text*, or drop it and say so when there is room again."""
+        if self._dropped:
+            text = f"({self._dropped} records were lost: nobody read them in time)\n{text}"
+        try:
+            self._put(text.encode("utf-8", "backslashreplace"))
+        except OSError:  # full, or the reader is gone
+            self._dropped += 1
+        else:
+            self._dropped = 0
+        return len(text)
+
+    def _put(self, data: bytes) -> None:
+        if self._socket is not None:
+            self._socket.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        else:
+            os.write(self._descriptor, data)
+
+    def flush(self) -> None:
+        """Nothing is kept back."""

@@ -1,0 +1,179 @@
+"""The daemon from its first line to its last: what is found, opened and cleared before supervising.
+
+Everything is imported before READY=1: a package that is upgraded under a running supervisor must not mix
+versions in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import functools
+import gc
+import logging
+import os
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nannyd.core import plan as plans
+from nannyd.core.errors import ExitCode
+from nannyd.core.plan import LogFormat, MemoryMode, Plan
+from nannyd.supervisor import logs, notices, scratch
+from nannyd.supervisor.cgroup import Delegation
+from nannyd.supervisor.control import Control
+from nannyd.supervisor.helpers import Helpers
+from nannyd.supervisor.life import Place
+from nannyd.supervisor.notices import say
+from nannyd.supervisor.poll import Sampler
+from nannyd.supervisor.reload import Reloader
+from nannyd.supervisor.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+
+
+_LEFTOVER_TIMEOUT = 10.0
+_REMOVAL_TIMEOUT = 20.0
+
+
+def main(argv: list[str]) -> int:
+    """Supervise the instance whose plan lies in the memfd that the launcher left open."""
+    parser = argparse.ArgumentParser(prog="nannyd.supervisor", description=__doc__)
+    parser.add_argument("--plan-fd", type=int, required=True)
+    parser.add_argument("--lock-fd", type=int, required=True)
+    parser.add_argument("--runtime-directory", type=Path, required=True)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the launcher's own, for ps(1)")
+    options = parser.parse_args(argv)
+    os.set_inheritable(options.lock_fd, False)
+    with os.fdopen(options.plan_fd, "rb") as memfd:
+        memfd.seek(0)
+        plan = plans.from_json(memfd.read().decode())
+    Path("/proc/self/comm").write_text("nannyd")
+    log_format = logs.set_up(plan.log_format, plan.log_level, plan.name)
+    try:
+        return asyncio.run(_serve(plan, options.runtime_directory, log_format))
+    except Exception as error:  # noqa: BLE001 - the last line of defence, which must say what happened
+        say(notices.INTERNAL_ERROR, detail="".join(traceback.format_exception(error)).strip())
+        return ExitCode.INTERNAL_ERROR
+
+
+async def _serve(plan: Plan, runtime: Path, log_format: LogFormat) -> int:
+    loop = asyncio.get_running_loop()
+    helpers = Helpers(loop)
+    delegation, weaker = _delegation(plan)
+    if plan.memory.mode is MemoryMode.CGROUP and weaker:
+        say(notices.START_FAILED, detail=f"memory.mode is cgroup, but {weaker}")
+        return ExitCode.COULD_NOT_START
+    trees = _trees() if delegation is None else None
+    watched = plan.memory.thresholds.limit is not None
+    place = Place(
+        loop=loop,
+        runtime=runtime,
+        library=_library(runtime),
+        delegation=delegation,
+        tree=None if trees is None else functools.partial(trees.Tree, helpers.pids),
+        sampler=Sampler() if weaker else None,
+        output=_output(plan.name, log_format),
+        post=lambda event: None,
+    )
+    supervisor = Supervisor(plan, place, helpers, weaker if watched else "")
+    if trees is not None:
+        supervisor.reap_orphans(trees.reap_orphans)
+    say(
+        notices.STARTING,
+        nannyd_instance=plan.name,
+        memory_mode="poll" if weaker else "cgroup",
+        memory_where=plan.memory.where + (f"; {weaker}" if weaker else ""),
+    )
+    if delegation is not None:
+        await _end_leftovers(delegation)
+    _sweep(plan, helpers)
+    return await _run(supervisor, helpers, runtime)
+
+
+async def _run(supervisor: Supervisor, helpers: Helpers, runtime: Path) -> int:
+    reloader = Reloader(supervisor, helpers)
+
+    async def reload() -> dict[str, Any]:
+        return {"changes": await reloader.reload()}
+
+    control = Control({"Reload": reload})
+    await control.open(runtime / "control")
+    supervisor.catch_signals()
+    gc.collect()
+    gc.freeze()  # what is here now stays: later collections need not look at it
+    async with asyncio.TaskGroup() as tasks:
+        supervisor.reload_on_sighup(tasks, reloader.reload)
+        code = await supervisor.run()
+        await control.close()
+    await helpers.wait(_REMOVAL_TIMEOUT)
+    (runtime / "control").unlink(missing_ok=True)
+    return code
+
+
+def _delegation(plan: Plan) -> tuple[Delegation | None, str]:
+    """Return the delegated cgroup, if there is one, and why memory must be polled, if it must."""
+    delegation, reason = Delegation.find()
+    if plan.memory.mode is MemoryMode.POLL:
+        if delegation is not None:
+            delegation.has_memory = False
+        return delegation, "memory.mode is poll"
+    if delegation is None:
+        return None, reason
+    return delegation, "" if delegation.has_memory else "the delegated cgroup has no memory controller"
+
+
+def _trees() -> ModuleType:
+    """Return what holds processes together without a cgroup; with psutil, so only where it is needed."""
+    from nannyd.supervisor import tree
+
+    return tree
+
+
+def _library(runtime: Path) -> Path:
+    """Return a directory that holds nothing but `nannyd`, for interpreters that do not have it."""
+    library = runtime / "lib"
+    library.mkdir(exist_ok=True)
+    link = library / "nannyd"
+    link.unlink(missing_ok=True)
+    link.symlink_to(Path(__file__).resolve().parent.parent)
+    return library
+
+
+def _output(name: str, log_format: LogFormat) -> Callable[[], int]:
+    """Return what opens the worker's output: a journal stream of its own, or nannyd's, unchanged."""
+    if log_format is not LogFormat.JOURNAL:
+        return lambda: 1
+    from systemd import journal  # only where the journal is
+
+    def stream() -> int:
+        with journal.stream(name, logging.INFO and journal.LOG_INFO, level_prefix=True) as opened:
+            return os.dup(opened.fileno())
+
+    return stream
+
+
+async def _end_leftovers(delegation: Delegation) -> None:
+    """Kill what an earlier nannyd left in its leaves: nothing may start beside it."""
+    for leaf in delegation.leftovers():
+        pids = leaf.pids()
+        empty = asyncio.Event()
+        leaf.kill()
+        leaf.watch_empty(empty.set)
+        async with asyncio.timeout(_LEFTOVER_TIMEOUT):
+            await empty.wait()
+        leaf.close()
+        if pids:
+            say(notices.LEFTOVER_ENDED, what=f"processes {', '.join(map(str, pids))} in {leaf.path}")
+
+
+def _sweep(plan: Plan, helpers: Helpers) -> None:
+    """Remove the scratch directories of earlier lives whose nannyd crashed."""
+    try:
+        parent = scratch.place(plan.worker.local_directory, os.environ, plan.name)
+        for path in scratch.abandoned(parent):
+            helpers.remove(path, lambda: None)
+    except OSError as error:
+        say(notices.SCRATCH_FAILED, path=error.filename, detail=error)

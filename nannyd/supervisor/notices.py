@@ -1,0 +1,177 @@
+"""Everything nannyd has to say, one entry each: text, priority, MESSAGE_ID and fields.
+
+The text is made from the very fields that the journal stores, so the two cannot differ.  The journal's
+catalog (`journalctl -x`) is keyed by the MESSAGE_ID; the ids were made with `systemd-id128 new`.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+LOGGER = logging.getLogger("nannyd")
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A kind of record."""
+
+    event: str
+    """NANNYD_EVENT=, for programs."""
+    message_id: str
+    level: int
+    text: str
+    """A format string; its names, in upper case, are the journal's fields."""
+
+
+class Fields(dict[str, Any]):
+    """What a record says beside its text, found by handlers as `record.fields`."""
+
+
+def say(notice: Notice, **fields: Any) -> None:
+    """Log *notice*; None stands for what is unknown."""
+    told = Fields(nannyd_event=notice.event, message_id=notice.message_id, **fields)
+    known = {key: "?" if value is None else value for key, value in fields.items()}
+    LOGGER.log(notice.level, "%s", notice.text.format_map(known), extra={"fields": told})
+
+
+STARTING = Notice(
+    "starting",
+    "658c7ddf2fb94023936811aac66ab979",
+    logging.INFO,
+    "supervising {nannyd_instance} (memory mode {memory_mode}: {memory_where})",
+)
+WORKER_STARTED = Notice(
+    "worker-started",
+    "56012dc43b8e43ca894cf4491a0687ec",
+    logging.INFO,
+    "worker {worker_pid} started (generation {nannyd_generation})",
+)
+WORKER_READY = Notice(
+    "worker-ready",
+    "e142c35a02ea4c59945a012f811a1222",
+    logging.INFO,
+    "worker {worker_pid} is ready after {after}",
+)
+START_FAILED = Notice(
+    "start-failed",
+    "73b47e9eddad4395b1fd7a880f30ce8b",
+    logging.ERROR,
+    "the worker could not be started: {detail}",
+)
+MEMORY_WARNING = Notice(
+    "memory-warning",
+    "57583d85fda34308b0769aa68e266240",
+    logging.WARNING,
+    "worker {worker_pid} uses {used} of {limit} ({share}): warning threshold {threshold} passed",
+)
+MEMORY_TERMINATE = Notice(
+    "memory-terminate",
+    "f1cb2b89bfc7460c89b33cf7ac99a2aa",
+    logging.ERROR,
+    "worker {worker_pid} uses {used} of {limit} ({share}), at or above the threshold {threshold}; "
+    "terminating it ({breakdown}; largest: {largest})",
+)
+STOPPING_WORKER = Notice(
+    "stopping-worker",
+    "f10a4018e47948dca12f509ad9e89cb8",
+    logging.INFO,
+    "stopping worker {worker_pid}: {reason}; {grace} to end by itself",
+)
+KILLING_WORKER = Notice(
+    "killing-worker",
+    "e1fc7809fdc04a768003e61b1a1656a3",
+    logging.WARNING,
+    "killing worker {worker_pid} and all its processes: {reason}",
+)
+WORKER_REMAINS = Notice(
+    "worker-remains",
+    "1e61f34e4d4f44ec90bd54f8f92ba0b5",
+    logging.ERROR,
+    "processes of worker {worker_pid} do not die ({pids}); waiting, nothing starts beside them",
+)
+WORKER_ENDED = Notice(
+    "worker-ended",
+    "746e5ec414184043a521fb3e69f23af8",
+    logging.INFO,
+    "worker {worker_pid} {how} after {uptime}: result {result}, by {who}{detail}",
+)
+WORKER_FAILED = Notice(
+    "worker-failed",
+    "3e3e556241cf4b38a56dfd3cf8ed5282",
+    logging.WARNING,
+    "worker {worker_pid} {how} after {uptime}: result {result}, by {who}{detail}",
+)
+WORKER_ERROR = Notice(
+    "worker-error",
+    "cd4112f65806439093e2d3027aaa4002",
+    logging.ERROR,
+    "worker {worker_pid} reports an error:\n{detail}",
+)
+RESTARTING = Notice(
+    "restarting",
+    "fd1b24fa9ad44e9c8dc861ad7213aa02",
+    logging.INFO,
+    "next start in {delay} (restart {restarts})",
+)
+START_LIMIT_HIT = Notice(
+    "start-limit-hit",
+    "d2725623f63a4da4be0f07246760fba3",
+    logging.ERROR,
+    "giving up: {burst} starts within {interval} (restart.start-limit-burst, restart.start-limit-interval)",
+)
+GIVING_UP = Notice(
+    "giving-up",
+    "55c4955e466d42b8b04299f0138736e0",
+    logging.ERROR,
+    "not restarting after result {result}: restart.mode is {mode}",
+)
+FINISHED = Notice(
+    "finished",
+    "d2331a9df9ad4d5ca3d6ba8b0cbc91ea",
+    logging.INFO,
+    "{nannyd_instance} is down: {reason}",
+)
+STOP_REQUESTED = Notice(
+    "stop-requested",
+    "9799e33cf1784a7a8393b3b0769e8781",
+    logging.INFO,
+    "asked to stop by {reason}",
+)
+RELOADED = Notice(
+    "reloaded",
+    "f7442bc92d674d058dd19e88fbd6e8b9",
+    logging.INFO,
+    "configuration reloaded: {changes}",
+)
+RELOAD_FAILED = Notice(
+    "reload-failed",
+    "51059d1f1c094cb5a66aa3639ef221c0",
+    logging.ERROR,
+    "configuration not reloaded, the old one stays:\n{problems}",
+)
+FOREIGN_MESSAGE = Notice(
+    "foreign-message",
+    "a70548fcae3b4a0bae55f0602e8e7020",
+    logging.WARNING,
+    "ignored a notification from process {sender_pid}, which is not of worker {worker_pid}",
+)
+LEFTOVER_ENDED = Notice(
+    "leftover-ended",
+    "80f1ecc2d1fa46cb88bba6ff41fff6df",
+    logging.WARNING,
+    "ended what an earlier nannyd left behind: {what}",
+)
+SCRATCH_FAILED = Notice(
+    "scratch-failed",
+    "ca0151d810b34e808741fc19c19408a6",
+    logging.WARNING,
+    "cannot remove the scratch directory {path}: {detail}",
+)
+INTERNAL_ERROR = Notice(
+    "internal-error",
+    "a7645a60cf4e484696dee10ccb2e46f4",
+    logging.CRITICAL,
+    "bug in nannyd, please report it: {detail}",
+)

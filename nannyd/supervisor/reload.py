@@ -1,0 +1,63 @@
+"""A reload: the launcher runs again as a short-lived child and hands back a new plan, or all errors."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from nannyd.core import plan as plans
+from nannyd.supervisor import notices
+from nannyd.supervisor.control import CallError
+from nannyd.supervisor.notices import say
+from nannyd.supervisor.spawn import SpawnError
+
+if TYPE_CHECKING:
+    from nannyd.supervisor.helpers import Helpers
+    from nannyd.supervisor.supervisor import Supervisor
+
+_TIMEOUT = 60.0
+
+
+class Reloader:
+    """Reloads one at a time."""
+
+    def __init__(self, supervisor: Supervisor, helpers: Helpers) -> None:
+        """Reload *supervisor*'s plan."""
+        self._supervisor = supervisor
+        self._helpers = helpers
+        self._lock = asyncio.Lock()
+
+    async def reload(self) -> str:
+        """Compile a new plan and put it in force; return what changed, in words.
+
+        Raises CallError with all problems, the old plan still in force.
+        """
+        async with self._lock:
+            systemd = self._supervisor.systemd
+            systemd.reloading()
+            try:
+                compiled = await self._compile()
+                changes = self._supervisor.adopt(compiled)
+            except CallError as error:
+                say(notices.RELOAD_FAILED, problems="\n".join(error.parameters["problems"]))
+                raise
+            finally:
+                self._supervisor.show()
+                systemd.ready()
+            say(notices.RELOADED, changes=changes)
+            return changes
+
+    async def _compile(self) -> plans.Plan:
+        arguments = self._supervisor.plan.arguments
+        argv = [sys.executable, "-I", "-m", "nannyd", "compile", *arguments[1:]]
+        try:
+            _, written = await self._helpers.output(argv, _TIMEOUT)
+            answer = json.loads(written)
+            if "plan" in answer:
+                return plans.from_json(json.dumps(answer["plan"]))
+            problems = [str(problem) for problem in answer["problems"]]
+        except (SpawnError, TimeoutError, ValueError, KeyError, TypeError) as error:
+            problems = [f"the launcher gave no plan: {error!r}"]
+        raise CallError("InvalidConfiguration", problems=problems)

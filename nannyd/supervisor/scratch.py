@@ -1,0 +1,130 @@
+"""The worker's scratch directory: private, made for one life, removed after it.
+
+    PLACE/worker-7-3f09c1/         the worker's, mode 0700
+    PLACE/worker-7-3f09c1.owner    whose it is; locked by the nannyd that made it
+
+After a crash of nannyd the next one sweeps what is left: a directory whose owner file is locked belongs to
+a living nannyd, one whose recorded worker still lives is in use; neither is touched.  Removal is left to
+rm(1): it works by descriptors, follows no link, stays on its file system, and however much there is to
+remove, it does not hold up the supervisor.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_TMPFS = {"tmpfs", "ramfs"}
+"""File systems that live in memory: what a worker writes there would be charged to it."""
+
+
+def place(configured: str | None, environ: Mapping[str, str], name: str) -> Path:
+    """Return, made if need be, the directory for the scratch directories of instance *name*.
+
+    It lies below what is configured, else $STATE_DIRECTORY, $TMPDIR, /var/tmp; a tmpfs is taken only
+    where it was configured.  Raises OSError where there is no place.
+    """
+    state = environ.get("STATE_DIRECTORY", "").split(":")[0]
+    if configured is None and state:
+        return _made(Path(state), "scratch")
+    if configured is not None:
+        return _made(Path(configured), *_shelf(Path(configured)), name)
+    for candidate in (environ.get("TMPDIR", ""), "/var/tmp", "/tmp"):  # noqa: S108 - by our own name
+        if candidate and os.access(candidate, os.W_OK) and filesystem_of(candidate) not in _TMPFS:
+            return _made(Path(candidate), *_shelf(Path(candidate)), name)
+    message = "no place for a scratch directory that is not in memory; set worker.local-directory"
+    raise OSError(message)
+
+
+def _shelf(directory: Path) -> tuple[str, ...]:
+    """Return the name between *directory* and the instance's; a user's own where others can write."""
+    shared = directory.stat().st_mode & 0o002
+    return (f"nannyd-{os.getuid()}",) if shared else ("nannyd",)
+
+
+def _made(base: Path, *names: str) -> Path:
+    """Make *names* below *base*, refusing what somebody else put there."""
+    path = base
+    for name in names:
+        path /= name
+        path.mkdir(mode=0o700, exist_ok=True)
+        if path.is_symlink() or path.lstat().st_uid != os.getuid():
+            message = f"{path} is a link or somebody else's; remove it or set worker.local-directory"
+            raise PermissionError(message)
+    return path
+
+
+def filesystem_of(path: str, mountinfo: str | None = None) -> str:
+    """Return the type of the file system that holds *path* (proc_pid_mountinfo(5))."""
+    text = Path("/proc/self/mountinfo").read_text() if mountinfo is None else mountinfo
+    real, best, kind = os.path.realpath(path), "", ""
+    for line in text.splitlines():
+        fields, _, after = line.partition(" - ")
+        point = fields.split()[4].encode().decode("unicode_escape")
+        if (real + "/").startswith(point.rstrip("/") + "/") and len(point) >= len(best):
+            best, kind = point, after.split()[0]
+    return kind
+
+
+class Scratch:
+    """One scratch directory."""
+
+    def __init__(self, parent: Path, generation: int) -> None:
+        """Make it in *parent*, a `place`.  Raises OSError."""
+        self.path = parent / f"worker-{generation}-{os.urandom(3).hex()}"
+        self._owner = self.path.with_suffix(".owner")
+        self._lock = os.open(self._owner, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            self.path.mkdir(mode=0o700)
+        except OSError:
+            self._owner.unlink()
+            os.close(self._lock)
+            raise
+
+    def record(self, pid: int) -> None:
+        """Write down whose it is, for a nannyd that may have to sweep."""
+        os.pwrite(self._lock, f"{pid} {start_time(pid)}\n".encode(), 0)
+
+    def forget(self) -> None:
+        """Give up the lock after the removal."""
+        self._owner.unlink(missing_ok=True)
+        os.close(self._lock)
+
+
+def abandoned(parent: Path) -> list[Path]:
+    """Return the scratch directories in *parent*, a `place`, that nobody uses any more."""
+    found = []
+    for owner in sorted(parent.glob("worker-*.owner")):
+        descriptor = os.open(owner, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            recorded = os.pread(descriptor, 64, 0).decode().split()
+            if len(recorded) != 2 or start_time(int(recorded[0])) != recorded[1]:
+                found.append(owner.with_suffix(""))
+        except BlockingIOError:
+            pass  # a living nannyd's
+        finally:
+            os.close(descriptor)
+    return found
+
+
+def start_time(pid: int) -> str:
+    """Return boot and start time of process *pid*, which nobody else can have, or an empty string."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+    # Field 22, counted after the command's closing parenthesis (proc_pid_stat(5)).
+    return f"{boot}-{text.rpartition(')')[2].split()[19]}"
+
+
+def removal(path: Path) -> list[str]:
+    """Return the command that removes *path* and its owner file."""
+    return ["rm", "-rf", "--one-file-system", "--", str(path), str(path.with_suffix(".owner"))]

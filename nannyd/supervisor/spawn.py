@@ -1,0 +1,395 @@
+"""Start the worker: execve(2) straight into its own session and cgroup, every failure said at once.
+
+No Python runs between fork and exec.  posix_spawn(3) borrows the memory of the parent (so its size does
+not matter), and reports what failed in the child as an errno.  Rules:
+
+* The worker has descriptors 0 (/dev/null), 1, 2 and, for a Python worker, 3; no others.  Signals are
+  default and unblocked; it leads a session of its own.
+* Into a leaf it is born by `pidfd_spawn` with POSIX_SPAWN_SETCGROUP: glibc 2.39, clone3(2) with
+  CLONE_INTO_CGROUP.  Where that is missing or forbidden (`RestrictNamespaces=` answers clone3 with
+  ENOSYS), and for what posix_spawn does not know (nice), `enter` goes first and becomes the worker.
+* oom_score_adj stands before user code runs: the supervisor takes on the worker's around the spawn.  Any
+  process may raise its own and lower it again to what a privileged one last gave it (proc(5),
+  oom_score_adj_min in fs/proc/base.c); below that, the inherited one stays, as systemd does.
+* What failed is looked for only after it failed.
+
+umask and oom_score_adj are changed for an instant: one thread at a time may spawn.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import select
+import signal
+import stat
+import sys
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from nannyd.core.exits import WaitStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+HELPER_TIMEOUT = 10.0
+"""Seconds that `enter` may take; 10 ms are normal."""
+
+_ENTER = Path(__file__).with_name("enter.py").read_text()
+"""Read once: a replaced package never mixes versions."""
+
+_libc = ctypes.CDLL(None)
+
+# spawn.h of glibc
+_SETSIGDEF, _SETSIGMASK, _SETSID, _SETCGROUP = 0x04, 0x08, 0x80, 0x100
+_SIZE = 1024
+"""Bytes, more than posix_spawnattr_t (336) and posix_spawn_file_actions_t (80) take."""
+
+_CANNOT_ENTER = {errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
+"""Answers of a kernel, C library or seccomp filter that does not let clone3 choose a cgroup."""
+
+
+class Leaf(Protocol):
+    """What spawning needs of a `cgroup.Leaf`."""
+
+    @property
+    def fd(self) -> int:
+        """The leaf's directory."""
+
+    @property
+    def path(self) -> str:
+        """The leaf's directory in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What to execute, and as what."""
+
+    argv: Sequence[str]
+    """Looked up in the worker's own PATH where the first has no slash."""
+    environ: dict[str, str]
+    working_directory: str | None
+    umask: int | None
+    nice: int | None
+    oom_score_adj: int
+    stdout: int
+    stderr: int
+    channel: int | None = None
+    """What the worker finds as descriptor 3."""
+
+
+class SpawnError(Exception):
+    """The worker could not be started.  The message names what failed; `errno` is the kernel's."""
+
+    def __init__(self, what: str, number: int) -> None:
+        """Say that *what* failed with errno *number*."""
+        super().__init__(f"{what}: {os.strerror(number)}")
+        self.errno = number
+
+
+class Child:
+    """A process that this one started and will reap, held by its pidfd (readable when it has ended)."""
+
+    def __init__(self, pid: int, pidfd: int) -> None:
+        """Take over *pidfd*."""
+        self.pid = pid
+        self.pidfd = pidfd
+        self._status: WaitStatus | None = None
+
+    def signal(self, number: int) -> None:
+        """Send signal *number*; nothing happens when the process has ended."""
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, number)
+
+    def reap(self) -> WaitStatus | None:
+        """Return how the process ended; None while it runs."""
+        if self._status is None:
+            ended = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG)
+            if ended is not None:
+                self._status = wait_status(ended.si_code, ended.si_status)
+        return self._status
+
+    def close(self) -> None:
+        """Give back the pidfd."""
+        os.close(self.pidfd)
+
+
+def wait_status(code: int, status: int) -> WaitStatus:
+    """Return the si_code and si_status of waitid(2) in our words."""
+    if code == os.CLD_EXITED:
+        return WaitStatus(code=status)
+    return WaitStatus(signal=status, core=code == os.CLD_DUMPED)
+
+
+def can_be_born_in_cgroup() -> bool:
+    """Say whether the C library has `pidfd_spawn` (glibc 2.39)."""
+    return hasattr(_libc, "pidfd_spawn")
+
+
+def spawn(program: Program, leaf: Leaf | None) -> Child:
+    """Start *program* in *leaf*, or where this process lives.
+
+    Its program is executed when this returns.  Raises SpawnError.
+    """
+    path = _executable(program)
+    renice = program.nice not in (None, os.getpriority(os.PRIO_PROCESS, 0))
+    try:
+        if not renice and (leaf is None or can_be_born_in_cgroup()):
+            with suppress(_CannotEnterError):
+                return spawn_directly(program, path, leaf)
+        return spawn_by_helper(program, path, leaf)
+    except OSError as error:
+        raise _explain(error, program, path, leaf) from None
+
+
+class _CannotEnterError(Exception):
+    """This system does not let a process be born in a cgroup."""
+
+
+def spawn_directly(program: Program, path: str, leaf: Leaf | None) -> Child:
+    """Start *program* by posix_spawn alone.  Raises OSError."""
+    with _oom_score_adj(program.oom_score_adj), _umask(program.umask):
+        try:
+            return _posix_spawn(
+                path,
+                program.argv,
+                program.environ,
+                [program.stdout, program.stderr, *_channel(program)],
+                program.working_directory,
+                None if leaf is None else leaf.fd,
+            )
+        except OSError as error:
+            if leaf is not None and error.errno in _CANNOT_ENTER:
+                raise _CannotEnterError from None
+            raise
+
+
+def spawn_by_helper(program: Program, path: str, leaf: Leaf | None) -> Child:
+    """Start *program* through `enter`.  Raises OSError, and SpawnError for what failed in there."""
+    strings = [str(len(program.argv)), path, *program.argv, *_entries(program.environ)]
+    inherited = [program.stdout, program.stderr, *_channel(program)]
+    first = len(inherited) + 1
+    argv = [sys.executable, "-I", "-S", "-c", _ENTER]
+    argv += [str(first), str(first + 1), "-1" if leaf is None else str(first + 2)]
+    argv += ["" if program.nice is None else str(program.nice), str(program.oom_score_adj)]
+    with os.fdopen(os.memfd_create("nannyd-program"), "wb") as specification:
+        specification.write(b"\0".join(_encode(string) for string in strings))
+        specification.flush()
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        with os.fdopen(reader, "rb", buffering=0) as report:
+            with os.fdopen(writer, "wb", buffering=0) as far_end, _umask(program.umask):
+                inherited += [specification.fileno(), far_end.fileno()]
+                inherited += [] if leaf is None else [leaf.fd]
+                child = _posix_spawn(argv[0], argv, {}, inherited, program.working_directory, None)
+            _await(child, report.fileno(), program, path, leaf)
+    return child
+
+
+def _await(child: Child, report: int, program: Program, path: str, leaf: Leaf | None) -> None:
+    """Return when the helper has become *program*; raise SpawnError, with *child* reaped, if it cannot."""
+    poll = select.poll()
+    poll.register(report, select.POLLIN)
+    said = os.read(report, 100).decode() if poll.poll(HELPER_TIMEOUT * 1000) else f"enter {errno.ETIMEDOUT}"
+    if not said:
+        return
+    child.signal(signal.SIGKILL)
+    os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED)
+    child.close()
+    step, number = said.split()
+    if step == "exec":
+        raise OSError(int(number), "")
+    what = {
+        "leaf": f"cannot enter the leaf {'' if leaf is None else leaf.path}",
+        "nice": f"cannot set nice to {program.nice}",
+        "oom_score_adj": f"cannot set oom_score_adj to {program.oom_score_adj}",
+    }
+    raise SpawnError(what.get(step, f"cannot execute {path!r} in time"), int(number))
+
+
+def _posix_spawn(
+    path: str,
+    argv: Sequence[str],
+    environ: dict[str, str],
+    inherited: Sequence[int],
+    directory: str | None,
+    cgroup: int | None,
+) -> Child:
+    """Execute *path* with the descriptors *inherited* as 1, 2, …, and no others.  Raises OSError."""
+    actions, attributes = ctypes.create_string_buffer(_SIZE), ctypes.create_string_buffer(_SIZE)
+    arguments = _strings(argv), _strings(_entries(environ))
+    _call("posix_spawn_file_actions_init", actions)
+    _call("posix_spawnattr_init", attributes)
+    try:
+        _fill_actions(actions, inherited, directory)
+        _fill_attributes(attributes, cgroup)
+        result = ctypes.c_int()
+        start = "posix_spawn" if cgroup is None else "pidfd_spawn"
+        _call(start, ctypes.byref(result), _encode(path), actions, attributes, *arguments)
+    finally:
+        _call("posix_spawn_file_actions_destroy", actions)
+        _call("posix_spawnattr_destroy", attributes)
+    if cgroup is not None:
+        return Child(_libc.pidfd_getpid(result.value), result.value)
+    try:
+        return Child(result.value, os.pidfd_open(result.value))
+    except OSError:  # no descriptor left: nobody could watch it
+        os.killpg(result.value, signal.SIGKILL)  # not reaped, so the number is still its own
+        os.waitid(os.P_PID, result.value, os.WEXITED)
+        raise
+
+
+def _fill_actions(
+    actions: ctypes.Array[ctypes.c_char], inherited: Sequence[int], directory: str | None
+) -> None:
+    # A source may have the number of another's target: all move out of the way first.
+    end = len(inherited) + 1
+    free = (number for number in range(end, end + 2 * len(inherited)) if number not in inherited)
+    moves = list(zip(inherited, free, range(1, end), strict=False))
+    for source, aside, _ in moves:
+        _call("posix_spawn_file_actions_adddup2", actions, source, aside)
+    _call("posix_spawn_file_actions_addopen", actions, 0, b"/dev/null", os.O_RDONLY, 0)
+    for _, aside, target in moves:
+        _call("posix_spawn_file_actions_adddup2", actions, aside, target)
+    _call("posix_spawn_file_actions_addclosefrom_np", actions, end)
+    if directory is not None:
+        _call("posix_spawn_file_actions_addchdir_np", actions, _encode(directory))
+
+
+def _fill_attributes(attributes: ctypes.Array[ctypes.c_char], cgroup: int | None) -> None:
+    every, none = ctypes.create_string_buffer(b"\xff" * 128, 128), ctypes.create_string_buffer(128)
+    _call("posix_spawnattr_setsigdefault", attributes, every)
+    _call("posix_spawnattr_setsigmask", attributes, none)
+    flags = _SETSIGDEF | _SETSIGMASK | _SETSID
+    if cgroup is not None:
+        flags |= _SETCGROUP
+        _call("posix_spawnattr_setcgroup_np", attributes, cgroup)
+    _call("posix_spawnattr_setflags", attributes, ctypes.c_short(flags))
+
+
+def _call(function: str, *arguments: object) -> None:
+    """Call a function of the posix_spawn family, all of which return an errno."""
+    number = getattr(_libc, function)(*arguments)
+    if number != 0:
+        raise OSError(number, os.strerror(number))
+
+
+def _channel(program: Program) -> list[int]:
+    return [] if program.channel is None else [program.channel]
+
+
+def _entries(environ: dict[str, str]) -> list[str]:
+    return [f"{name}={value}" for name, value in environ.items()]
+
+
+def _strings(strings: Sequence[str]) -> ctypes.Array[ctypes.c_char_p]:
+    return (ctypes.c_char_p * (len(strings) + 1))(*map(_encode, strings))
+
+
+def _encode(text: str) -> bytes:
+    encoded = os.fsencode(text)
+    if b"\0" in encoded:
+        raise OSError(errno.EINVAL, "")
+    return encoded
+
+
+@contextmanager
+def _umask(mask: int | None) -> Iterator[None]:
+    if mask is None:
+        yield
+        return
+    own = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(own)
+
+
+@contextmanager
+def _oom_score_adj(value: int) -> Iterator[None]:
+    file = os.open("/proc/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        own = int(os.read(file, 16))
+        if own == value:
+            yield
+            return
+        with suppress(PermissionError):
+            os.pwrite(file, b"%d" % value, 0)
+        try:
+            yield
+        finally:
+            with suppress(PermissionError):
+                os.pwrite(file, b"%d" % own, 0)
+    finally:
+        os.close(file)
+
+
+def _executable(program: Program) -> str:
+    """Return the path of the program; raise SpawnError where its name is not to be found."""
+    name = program.argv[0]
+    if "/" in name:
+        return name
+    search = program.environ.get("PATH", os.defpath)
+    number = errno.ENOENT
+    for directory in search.split(":"):
+        path = f"{directory or '.'}/{name}"
+        # A relative entry counts from where the worker will be.
+        found = Path(program.working_directory or "") / path
+        if found.is_file():
+            if os.access(found, os.X_OK):
+                return path
+            number = errno.EACCES
+    raise SpawnError(f"cannot find executable {name!r} in PATH={search}", number)
+
+
+def _explain(error: OSError, program: Program, path: str, leaf: Leaf | None) -> SpawnError:
+    """Find out what *error*, from somewhere between here and the program, is about."""
+    number = error.errno or errno.EIO
+    directory = Path(program.working_directory or "")
+    if number == errno.EINVAL:
+        return SpawnError(f"cannot execute {path!r} with these arguments and environment", number)
+    if program.working_directory is not None and (wrong := _not_enterable(directory)):
+        return SpawnError(f"cannot enter working directory {program.working_directory!r}", wrong)
+    if leaf is not None and not os.access("cgroup.procs", os.W_OK, dir_fd=leaf.fd):
+        return SpawnError(f"cannot enter the leaf {leaf.path}", number)
+    found = directory / path
+    if (interpreter := _interpreter(found)) and (wrong := _not_executable(directory / interpreter)):
+        return SpawnError(f"cannot execute {interpreter!r}, the interpreter of script {path!r}", wrong)
+    if number == errno.ENOENT and found.exists():
+        return SpawnError(f"cannot load executable {path!r}: the dynamic loader it names is missing", number)
+    if number == errno.ENOEXEC:
+        return SpawnError(f"cannot execute {path!r}: no program of this machine, no script with #!", number)
+    return SpawnError(f"cannot execute {path!r}", number)
+
+
+def _not_enterable(directory: Path) -> int:
+    """Return the errno that chdir(2) to *directory* would meet, or 0."""
+    try:
+        is_directory = stat.S_ISDIR(directory.stat().st_mode)
+    except OSError as error:
+        return error.errno or errno.EIO
+    if not is_directory:
+        return errno.ENOTDIR
+    return 0 if os.access(directory, os.X_OK) else errno.EACCES
+
+
+def _not_executable(path: Path) -> int:
+    """Return the errno that execve(2) of *path* would meet for its name or mode, or 0."""
+    try:
+        is_file = stat.S_ISREG(path.stat().st_mode)
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0 if is_file and os.access(path, os.X_OK) else errno.EACCES
+
+
+def _interpreter(path: Path) -> str | None:
+    """Return what the `#!` line of *path* names, if it is a script."""
+    try:
+        with path.open("rb") as file:
+            line = file.read(256).split(b"\n")[0]
+    except OSError:
+        return None
+    words = line.removeprefix(b"#!").split()
+    return os.fsdecode(words[0]) if line.startswith(b"#!") and words else None

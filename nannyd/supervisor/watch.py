@@ -1,0 +1,187 @@
+"""Watching a worker's memory: by the kernel's own event, or, where there is no leaf, by looking.
+
+`core.memory` decides; this reads and arms.  Both watchers say what they see by one callback,
+`report(verdict, reading, wall)`, from the event loop.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from nannyd.core.memory import (
+    Reading,
+    Thresholds,
+    Verdict,
+    next_pause,
+    poll_interval,
+    relaxed,
+    verdict,
+    wire,
+)
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from nannyd.supervisor.cgroup import Leaf
+    from nannyd.supervisor.group import Group
+    from nannyd.supervisor.poll import Sampler
+
+    Report = Callable[[Verdict, Reading, bool], None]
+
+_CALM = 10.0
+"""After so many pauses without a touch of the wire, the next touch is the first again."""
+
+
+class Watch(Protocol):
+    """What the supervisor asks of either watcher."""
+
+    def reading(self) -> Reading | None:
+        """Return what the worker uses now; None: it cannot be read."""
+
+    def sample(self) -> None:
+        """Look once, on the supervisor's own tick: a warned worker may have calmed down."""
+
+    def apply(self, thresholds: Thresholds, swap: int | None) -> None:
+        """Put new thresholds in force."""
+
+    def close(self) -> None:
+        """Stop watching."""
+
+
+class Tripwire:
+    """cgroup mode: memory.high is the wire, memory.events the bell."""
+
+    def __init__(
+        self, leaf: Leaf, thresholds: Thresholds, loop: asyncio.AbstractEventLoop, report: Report
+    ) -> None:
+        """Arm the lowest rung; *leaf* has its other limits already."""
+        self._leaf, self._loop, self._report = leaf, loop, report
+        self._thresholds = thresholds
+        self._warned = False
+        self._decided = False
+        self._pause = 0.0
+        self._touched_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._arm()
+        leaf.watch_memory(self._touched)
+
+    def _arm(self) -> None:
+        self._leaf.set_high(None if self._decided else wire(self._thresholds, warned=self._warned))
+
+    def reading(self) -> Reading | None:
+        """Return what the leaf uses now."""
+        return self._leaf.reading()
+
+    def _touched(self) -> None:
+        """Judge what made the kernel ring."""
+        if self._decided:
+            return
+        reading = self._leaf.reading()
+        said = verdict(reading.working_set, self._thresholds, warned=self._warned)
+        if said is Verdict.FINE:
+            self._look_away()
+            return
+        self._warned = True
+        # A worker that is throttled cannot shut down: the wire is lifted before it is asked to.
+        self._decided = said is Verdict.TERMINATE
+        self._report(said, reading, False)
+        self._arm()
+
+    def _look_away(self) -> None:
+        """It was page cache, which the kernel reclaims by itself; a busy one must not keep us awake."""
+        now = self._loop.time()
+        if now - self._touched_at > _CALM * self._pause:
+            self._pause = 0.0
+        self._touched_at = now
+        self._pause = next_pause(self._pause)
+        self._leaf.look_away()
+        self._timer = self._loop.call_later(self._pause, self._leaf.look_again)
+
+    def sample(self) -> None:
+        """Return to the first rung when a warned worker is below it again."""
+        if self._warned and not self._decided and relaxed(self._leaf.reading().working_set, self._thresholds):
+            self._warned = False
+            self._arm()
+
+    def apply(self, thresholds: Thresholds, swap: int | None) -> None:
+        """Move wall and wire; a worker already above them is judged first, not squeezed."""
+        self._thresholds = thresholds
+        self._warned = False
+        self._touched()
+        if not self._decided:
+            self._leaf.set_limits(thresholds.max, swap)
+            self._arm()
+
+    def close(self) -> None:
+        """Stop watching; the leaf stays."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._leaf.look_away()
+
+
+class Poller:
+    """poll mode: look at the process tree, seldom while there is far to go, ten times a second near."""
+
+    def __init__(
+        self,
+        group: Group,
+        sampler: Sampler,
+        thresholds: Thresholds,
+        loop: asyncio.AbstractEventLoop,
+        report: Report,
+    ) -> None:
+        """Look for the first time at once."""
+        self._group, self._sampler, self._loop, self._report = group, sampler, loop, report
+        self._thresholds = thresholds
+        self._warned = False
+        self._decided = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._doubt = 0.0
+        self._schedule(0)
+
+    def reading(self) -> Reading | None:
+        """Return what the group uses now."""
+        return self._sampler.reading(self._group.pids())
+
+    def _schedule(self, working_set: int) -> None:
+        interval = poll_interval(working_set, self._thresholds, warned=self._warned)
+        if interval is not None:
+            self._timer = self._loop.call_later(max(interval, self._doubt), self._look)
+
+    def _look(self) -> None:
+        pids = self._group.pids()
+        reading = self._sampler.reading(pids)
+        said = verdict(reading.working_set, self._thresholds, warned=self._warned)
+        wall = self._thresholds.max is not None and reading.working_set >= self._thresholds.max
+        if said is Verdict.TERMINATE or wall:
+            # Pages that forked workers share were counted once for each: ask for the proportional share.
+            confirmed = self._sampler.confirmed(pids, reading)
+            said = verdict(confirmed.working_set, self._thresholds, warned=self._warned)
+            wall = self._thresholds.max is not None and confirmed.working_set >= self._thresholds.max
+            # Confirming walks the page tables; while it keeps saying no, it is asked less often.
+            self._doubt = 0.0 if said is Verdict.TERMINATE or wall else next_pause(max(self._doubt, 0.1))
+            reading = confirmed
+        if wall or (said is not Verdict.FINE and not (self._decided and said is Verdict.TERMINATE)):
+            self._decided = self._decided or wall or said is Verdict.TERMINATE
+            self._warned = True
+            self._report(Verdict.TERMINATE if wall else said, reading, wall)
+        elif self._warned and relaxed(reading.working_set, self._thresholds):
+            self._warned = False
+        self._schedule(reading.working_set)
+
+    def sample(self) -> None:
+        """Nothing: it looks by itself."""
+
+    def apply(self, thresholds: Thresholds, swap: int | None) -> None:
+        """Judge by the new thresholds from now on."""
+        self.close()
+        self._thresholds = thresholds
+        self._warned = False
+        self._look()
+
+    def close(self) -> None:
+        """Stop looking."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -1,0 +1,129 @@
+"""The bootstrap's end of the channel: one specification, then perhaps a request to stop."""
+
+from __future__ import annotations
+
+import json
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nannyd
+from nannyd.core import wire
+
+GONE = "nanny-gone"
+"""The reason of a stop because the other end of the channel is closed."""
+
+_GRACE = 0.8
+"""The share of the stop timeout after which nannyd kills; so this is what a worker has."""
+
+
+@dataclass(frozen=True)
+class Specification:
+    """What to run.  The supervisor's first line."""
+
+    name: str
+    target: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+    environ: dict[str, str]
+    preload: list[str]
+    preload_argv: list[list[str]]
+    grace: float
+    """Seconds a worker has for its end, where nobody says otherwise."""
+    local_directory: str | None
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A wish that the worker ends within *timeout* seconds."""
+
+    timeout: float
+    reason: str
+
+
+def parse_specification(line: bytes) -> Specification:
+    """Return what *line* specifies.  Raises RuntimeError if the supervisor speaks another protocol."""
+    data = json.loads(line)
+    protocol = data.get("protocol")
+    if protocol != wire.PROTOCOL:
+        here = Path(nannyd.__file__).parent
+        raise RuntimeError(
+            f"the supervisor speaks protocol {protocol}, but the worker's bootstrap in {here} "
+            f"(nannyd {nannyd.__version__}) speaks {wire.PROTOCOL}; if nannyd was upgraded, restart it"
+        )
+    return Specification(
+        name=data["name"],
+        target=data["target"],
+        args=data["args"],
+        kwargs=data["kwargs"],
+        environ=data["environ"],
+        preload=data["preload"],
+        preload_argv=data["preload_argv"],
+        grace=_GRACE * data["stop_timeout"],
+        local_directory=data["local_directory"],
+    )
+
+
+def parse_stop(line: bytes, grace: float) -> Stop | None:
+    """Return the request to stop in *line*; None for a line that asks for something else."""
+    data = json.loads(line)
+    stop = data.get("stop") if isinstance(data, dict) else None
+    if not isinstance(stop, dict):
+        return None
+    return Stop(float(stop.get("timeout", grace)), str(stop.get("reason", "stop")))
+
+
+class Channel:
+    """The stream socket that nannyd left open at `wire.CHANNEL_FD`."""
+
+    def __init__(self, fd: int) -> None:
+        """Take over *fd* and keep it from the programs that the worker executes."""
+        try:
+            self._socket = socket.socket(fileno=fd)
+        except OSError as error:
+            message = (
+                f"descriptor {fd} is no channel ({error.strerror}); this is a program for nannyd to start"
+            )
+            raise RuntimeError(message) from None
+        self._socket.set_inheritable(False)
+        self._buffer = b""
+        self.ended = False
+        """The supervisor is gone."""
+
+    def fileno(self) -> int:
+        """Return the descriptor, for an event loop to watch."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Close this process's copy of the descriptor."""
+        self._socket.close()
+
+    def read_specification(self) -> Specification:
+        """Wait for the first line and return what it says."""
+        self._socket.setblocking(True)
+        while b"\n" not in self._buffer:
+            data = self._socket.recv(1 << 16)
+            if not data:
+                raise ConnectionError("the supervisor was gone before it said what to run")
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        self._socket.setblocking(False)
+        return parse_specification(line)
+
+    def read_stop(self, grace: float) -> Stop | None:
+        """Return the first request to stop among what has arrived; never waits."""
+        while not self.ended:
+            try:
+                data = self._socket.recv(1 << 16)
+            except BlockingIOError:
+                break
+            except OSError:
+                data = b""
+            self.ended = not data
+            self._buffer += data
+        *lines, self._buffer = self._buffer.split(b"\n")
+        stops = [stop for stop in (parse_stop(line, grace) for line in lines) if stop is not None]
+        if self.ended:
+            stops.append(Stop(grace, GONE))
+        return stops[0] if stops else None

@@ -1,0 +1,222 @@
+"""Fixtures of the tests that run in the guest, as root, with systemd as PID 1.
+
+After every test no unit, no process of a unit and no core dump is left, or the test fails.
+"""
+
+import json
+import subprocess
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+IN_GUEST = Path("/etc/nannyd-guest").exists()
+if not IN_GUEST:
+    collect_ignore_glob = ["*"]
+
+T = TypeVar("T")
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+UNITS = Path("/run/systemd/system")
+CGROUPS = Path("/sys/fs/cgroup")
+CORE_DUMPS = Path("/run/core-dumps")
+COMMAND_TIMEOUT = 60.0
+
+
+def run_command(
+    *argv: str | Path, check: bool = True, timeout: float = COMMAND_TIMEOUT
+) -> subprocess.CompletedProcess[str]:
+    """Run a command without input.  With `check`, its failure fails the test and shows its output."""
+    result = subprocess.run(
+        argv, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout
+    )
+    if check and result.returncode != 0:
+        words = " ".join(map(str, argv))
+        pytest.fail(f"{words}: exit status {result.returncode}\n{result.stdout}{result.stderr}")
+    return result
+
+
+def wait_until(condition: Callable[[], T], what: str, *, timeout: float = 10.0) -> T:
+    """Return the condition's first true value; fail, naming what was waited for, without one."""
+    deadline = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {timeout:g} s in vain for {what}; at last: {value!r}")
+        time.sleep(0.02)
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """The journal since the start of the test."""
+
+    cursor: str
+
+    def entries(self, unit: str | None = None, **fields: str) -> list[dict[str, Any]]:
+        """Return what `unit` logged and what systemd logged about it, or everything."""
+        run_command("journalctl", "--sync")
+        which = [*([f"--unit={unit}"] if unit else []), *(f"{k}={v}" for k, v in fields.items())]
+        command = ["journalctl", "--all", "--output=json", f"--after-cursor={self.cursor}"]
+        lines = run_command(*command, *which).stdout.splitlines()
+        return [json.loads(line) for line in lines]
+
+    def messages(self, unit: str | None = None, **fields: str) -> list[str]:
+        return [str(entry.get("MESSAGE")) for entry in self.entries(unit, **fields)]
+
+    def wait_for(self, text: str, unit: str | None = None, *, timeout: float = 10.0) -> str:
+        """Wait for a message that contains the text."""
+
+        def found() -> str | None:
+            return next((line for line in self.messages(unit) if text in line), None)
+
+        message = wait_until(found, f"{text!r} in the journal of {unit}", timeout=timeout)
+        assert message is not None
+        return message
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A unit that the test cleans up after itself."""
+
+    name: str
+
+    def start(self, *, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return run_command("systemctl", "start", self.name, check=check)
+
+    def stop(self, *, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return run_command("systemctl", "stop", self.name, check=check)
+
+    def restart(self, *, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return run_command("systemctl", "restart", self.name, check=check)
+
+    def kill(self, signal: str = "SIGKILL", whom: str = "main") -> None:
+        run_command("systemctl", "kill", f"--signal={signal}", f"--kill-whom={whom}", self.name)
+
+    def show(self, name: str) -> str:
+        """Return one property, as systemctl-show(1) prints it."""
+        return run_command("systemctl", "show", f"--property={name}", "--value", self.name).stdout.strip()
+
+    @property
+    def main_pid(self) -> int:
+        return int(self.show("MainPID"))
+
+    @property
+    def cgroup(self) -> Path:
+        """The unit's cgroup; only an active unit, or one with processes left, has one."""
+        path = self.show("ControlGroup")
+        assert path, f"{self.name} has no cgroup"
+        return CGROUPS / path.lstrip("/")
+
+    def wait_for(self, state: str, *, timeout: float = 10.0) -> None:
+        """Wait for an ActiveState, or for one with its SubState: `active`, `activating/auto-restart`."""
+
+        def now() -> str:
+            return f"{self.show('ActiveState')}/{self.show('SubState')}"
+
+        wait_until(
+            lambda: now() == state or now().split("/")[0] == state,
+            f"{self.name} to be {state}",
+            timeout=timeout,
+        )
+
+    def discard(self) -> bool:
+        """End the unit by whatever means; return whether processes had to be killed for it."""
+        try:
+            run_command("systemctl", "stop", self.name, check=False, timeout=20)
+        except subprocess.TimeoutExpired:
+            run_command("systemctl", "kill", "--signal=KILL", self.name, check=False)
+            run_command("systemctl", "stop", self.name, check=False)
+        run_command("systemctl", "reset-failed", self.name, check=False)
+        path = self.show("ControlGroup")
+        cgroup = CGROUPS / path.lstrip("/")
+        if not path or not _is_populated(cgroup):
+            return False
+        (cgroup / "cgroup.kill").write_text("1")
+        wait_until(lambda: not _is_populated(cgroup), f"{cgroup} to be empty")
+        return True
+
+
+UnitFactory = Callable[..., Unit]
+
+
+def _is_populated(cgroup: Path) -> bool:
+    try:
+        return "populated 1" in (cgroup / "cgroup.events").read_text()
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture(scope="session", autouse=True)
+def only_in_guest() -> None:
+    """These tests make units and kill processes: never on the developer's own machine."""
+    if not IN_GUEST:
+        pytest.exit("these tests run in a guest: python -m tests.system.run", returncode=4)
+
+
+@pytest.fixture
+def run() -> Run:
+    return run_command
+
+
+@pytest.fixture
+def eventually() -> Callable[..., Any]:
+    return wait_until
+
+
+@pytest.fixture
+def journal() -> Journal:
+    last = run_command("journalctl", "--lines=1", "--output=json", "--output-fields=MESSAGE").stdout
+    return Journal(json.loads(last)["__CURSOR"])
+
+
+@pytest.fixture
+def unit(journal: Journal) -> Iterator[UnitFactory]:
+    """Return `unit(name, text, start=True)`.
+
+    It writes the unit file, or takes an installed unit if there is no text, and starts it.
+    A failed start fails the test; start=False and Unit.start(check=False) leave that to the test.
+    """
+    units: list[Unit] = []
+
+    def make(name: str, text: str = "", *, start: bool = True) -> Unit:
+        if text:
+            (UNITS / name).write_text(textwrap.dedent(text))
+            run_command("systemctl", "daemon-reload")
+        made = Unit(name)
+        units.append(made)
+        if start and made.start(check=False).returncode != 0:
+            pytest.fail(f"{name} did not start:\n" + "\n".join(journal.messages(name)))
+        return made
+
+    UNITS.mkdir(exist_ok=True)
+    yield make
+    leftover = [made.name for made in reversed(units) if made.discard()]
+    for made in units:
+        (UNITS / made.name).unlink(missing_ok=True)
+    if units:
+        run_command("systemctl", "daemon-reload")
+    assert not leftover, f"processes outlived {', '.join(leftover)}"
+
+
+@pytest.fixture(autouse=True)
+def no_core_dump(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test during which a process dumped core, unless it is marked `dumps_core`."""
+    before = _core_dumps()
+    yield
+    dumped = _core_dumps()[len(before) :]
+    if request.node.get_closest_marker("dumps_core") is None:
+        assert not dumped, "core dumped"
+
+
+def _core_dumps() -> list[str]:
+    return CORE_DUMPS.read_text().splitlines() if CORE_DUMPS.exists() else []
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "dumps_core: the test makes a process dump core")

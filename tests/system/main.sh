@@ -1,0 +1,66 @@
+# Runs in the guest as guest.service, from the directory shared with the host; its terminal is the host's.
+#
+# `job`, written by run.py, sets token, mode, time_limit and the arguments.  The host believes only a
+# file `result` with that token: a guest that dies on the way has failed.
+set -u
+share=/mnt/share
+artifacts=$share/artifacts
+source_tree=/root/src
+. "$share/job"
+
+install_file() { # MODE SOURCE DESTINATION
+    mkdir -p "${3%/*}" && install -m "$1" "$2" "$3"
+}
+
+install_nannyd() {
+    mkdir -p "$source_tree"
+    tar -xf "$share/tree.tar" -C "$source_tree" || return
+    if [ -d "$source_tree/nannyd" ]; then
+        cp -r "$source_tree/nannyd" /usr/lib/python3/dist-packages/ || return
+        python3 -m compileall -q /usr/lib/python3/dist-packages/nannyd || return
+        install_file 755 "$share/nannyd" /usr/bin/nannyd || return
+    fi
+    for file in "$source_tree"/packaging/systemd/*; do
+        name=${file##*/}
+        case $name in
+            *.service | *.socket | *.slice | *.target | *.timer | *.path) install_file 644 "$file" "/usr/lib/systemd/system/$name" ;;
+            *.sysusers) install_file 644 "$file" "/usr/lib/sysusers.d/${name%.*}.conf" && systemd-sysusers "${name%.*}.conf" ;;
+            *.tmpfiles) install_file 644 "$file" "/usr/lib/tmpfiles.d/${name%.*}.conf" && systemd-tmpfiles --create "${name%.*}.conf" ;;
+            *.catalog) install_file 644 "$file" "/usr/lib/systemd/catalog/$name" && journalctl --update-catalog ;;
+            *) continue ;;
+        esac || return
+        reload=yes
+    done
+    [ -z "${reload-}" ] || systemctl daemon-reload
+}
+
+export_logs() {
+    journalctl --sync
+    journalctl --no-pager -o short-monotonic > "$artifacts/journal.txt"
+    journalctl --no-pager -o json > "$artifacts/journal.json"
+    [ ! -e /run/core-dumps ] || cp /run/core-dumps "$artifacts/core-dumps.txt"
+}
+
+export NANNYD_TEST_ARTIFACTS=$artifacts # for what a test or a benchmark wants to leave behind
+stty -opost rows "$rows" cols "$columns"
+if ! install_nannyd; then
+    echo "cannot install nannyd in the guest"
+    status=125
+else
+    cd "$source_tree" || exit
+    case $mode in
+        shell)
+            stty opost
+            bash -l
+            status=$?
+            ;;
+        run)
+            timeout --kill-after=5 "$time_limit" "$@" < /dev/null
+            status=$?
+            [ "$status" -ne 124 ] || echo "still running after $time_limit s: stopped"
+            ;;
+    esac
+fi
+export_logs
+echo "$token $status" > "$share/result"
+sync
