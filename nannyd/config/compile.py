@@ -7,6 +7,7 @@ it from outside (environment, machine, credentials) is given by a `Surroundings`
 
 from __future__ import annotations
 
+import enum
 import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -55,14 +56,25 @@ class Request:
     """The command line as it was, after the program's name."""
 
 
+class Source(enum.StrEnum):
+    """Where the surroundings were taken from."""
+
+    SHELL = "shell"
+    """This process."""
+    PROCESS = "process"
+    """The running main process of the unit."""
+    UNIT = "unit"
+    """The properties and files of the unit."""
+
+
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """What an instance finds where it runs."""
 
     environ: Mapping[str, str]
     machine: Machine
+    source: Source = Source.SHELL
     unit: str | None = None
-    """The systemd unit they are those of, or None for this process's own."""
     notes: tuple[str, ...] = ()
     """What could not be read, in sentences."""
 
@@ -76,7 +88,8 @@ class Compiled:
     tree: Tree
     variables: list[Variable]
     notes: list[str]
-    unit: str | None = None
+    source: Source
+    unit: str | None
 
 
 def own_surroundings(environ: Mapping[str, str]) -> Surroundings:
@@ -104,7 +117,8 @@ def compile_plan(request: Request, around: Surroundings) -> Compiled:
     plan = builder.plan(variables, log_format, log_level)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
-    return Compiled(plan, settings, tree, variables, [*around.notes, *credentials.notes], around.unit)
+    notes = [*around.notes, *credentials.notes]
+    return Compiled(plan, settings, tree, variables, notes, around.source, around.unit)
 
 
 def _log(request: Request, environ: Mapping[str, str], problems: list[Problem]) -> tuple[LogFormat, str]:

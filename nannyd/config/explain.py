@@ -5,13 +5,15 @@ passwords of URLs are masked, in text and in JSON alike.  A credential is masked
 
 JSON of `plan`, with bytes and seconds as numbers and null for "none" or "inherited":
 
-    {"name", "unit", "notes": [text], "settings": {section: {key: value}},
+    {"name", "source", "unit", "notes": [text], "settings": {section: {key: value}},
      "memory": {"limit", "warn", "terminate", "max", "swap", "where"},
      "environment": {name: value}, "late-environment": {name: value}, "log": {"format", "level"}}
 
+`source` is "shell", "process" (the unit's main process) or "unit" (its properties and files).
+
 JSON of `explain`:
 
-    {"name", "unit", "notes",
+    {"name", "source", "unit", "notes",
      "settings": [{"name", "value", "origin", "overrides": [origin]}],
      "environment": [{"name", "value", "origin", "when": "exec" | "import" | "start", "secret": bool}]}
 """
@@ -25,6 +27,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from nannyd.config import tree as trees
+from nannyd.config.compile import Source
 from nannyd.config.kinds import Credential, Limit, signal_name
 from nannyd.config.settings import Setting, catalogue, every_setting
 from nannyd.config.wording import masked
@@ -39,6 +42,7 @@ _DURATIONS = frozenset(
     {"start-timeout", "stop-timeout", "watchdog", "delay", "max-delay", "reset-after", "start-limit-interval"}
 )
 _INHERITED = frozenset({"working-directory", "umask", "nice"})
+_NOT_KNOWN = "what systemd itself adds at the start (HOME, USER, INVOCATION_ID, *_DIRECTORY …) is not known"
 AT_START = "(set at start)"
 """Stands for the value of a variable that nannyd knows only when it spawns the worker."""
 
@@ -128,30 +132,31 @@ def plan_text(compiled: Compiled) -> str:
 
 
 def _line(compiled: Compiled, section: str, key: str, value: Any) -> str:
-    if section == "memory" and key != "mode":
-        return _memory_line(compiled, key, value)
-    if value is None:
+    text, comment = worded(compiled, section, key, value)
+    if text is None:
         return f"# {key} is inherited" if key in _INHERITED else f"# {key} is not set"
-    return f"{key} = {toml(_duration(value) if key in _DURATIONS else value)}"
+    return f"{key} = {text}" + (f"  # {comment}" if comment else "")
 
 
-def _memory_line(compiled: Compiled, key: str, value: Any) -> str:
+def worded(compiled: Compiled, section: str, key: str, value: Any) -> tuple[str | None, str]:
+    """Return a setting's *value* as TOML that nannyd would read again, and what else is to be said of it."""
     memory = compiled.plan.memory
+    if section != "memory" or key == "mode":
+        return None if value is None else toml(_duration(value) if key in _DURATIONS else value), ""
     if key == "limit":
-        shown = "none" if value is None else f"{value}B"
-        size = "" if value is None else f"{format_size(value)}, "
-        return f'limit = "{shown}"  # {size}{memory.where}'
+        return (
+            ('"none"', memory.where)
+            if value is None
+            else (f'"{value}B"', f"{format_size(value)}, {memory.where}")
+        )
     if key == "swap":
-        return 'swap = "infinity"' if value is None else _swap_line(value)
+        if not value:
+            return ('"infinity"' if value is None else "0"), ""
+        return f'"{value}B"', format_size(value)
     size = getattr(memory.thresholds, key)
     if value is None:
-        return f'{key} = "none"'
-    comment = "no limit" if size is None else f"{size} bytes, {format_size(size)}"
-    return f"{key} = {toml(value)}  # {comment}"
-
-
-def _swap_line(value: int) -> str:
-    return f'swap = "{value}B"  # {format_size(value)}' if value else "swap = 0"
+        return '"none"', ""
+    return toml(value), "there is no limit" if size is None else f"{size} bytes, {format_size(size)}"
 
 
 def _duration(seconds: float) -> str | float:
@@ -200,7 +205,7 @@ def explain_json(compiled: Compiled) -> str:
 def explain_text(compiled: Compiled) -> str:
     """Return a line for each setting and variable: value and origin."""
     rows = [
-        (f"{name} = {toml(value) if value is not None else 'none'}", _origin_words(origin, overrides))
+        (f"{name} = {_text(compiled, name, value)}", _origin_words(origin, overrides))
         for name, value, origin, overrides in _settings(compiled)
     ]
     late = {v.name for v in compiled.variables if v.late}
@@ -213,6 +218,12 @@ def explain_text(compiled: Compiled) -> str:
     environment = [(text, origin) for _, text, origin in sorted(variables)]
     lines = [*_notes(compiled), "# settings", *_columns(rows), "", "# environment of the worker"]
     return "\n".join([*lines, *_columns(environment)]) + "\n"
+
+
+def _text(compiled: Compiled, name: str, value: Any) -> str:
+    section, key, *_ = name.split(".")
+    text, _ = worded(compiled, section, key, value)
+    return "none" if text is None else text
 
 
 def _settings(compiled: Compiled) -> list[tuple[str, Any, str, list[str]]]:
@@ -264,12 +275,22 @@ def _at_start(compiled: Compiled) -> list[str]:
 
 
 def _head(compiled: Compiled) -> dict[str, Any]:
-    return {"name": compiled.plan.name, "unit": compiled.unit, "notes": compiled.notes}
+    return {
+        "name": compiled.plan.name,
+        "source": compiled.source.value,
+        "unit": compiled.unit,
+        "notes": compiled.notes if compiled.source is not Source.UNIT else [*compiled.notes, _NOT_KNOWN],
+    }
 
 
 def _notes(compiled: Compiled) -> list[str]:
-    of = f" ({compiled.unit})" if compiled.unit else ""
-    return [f"# {compiled.plan.name}{of}", *(f"# note: {note}" for note in compiled.notes), ""]
+    head = _head(compiled)
+    of = {
+        Source.SHELL: "in the environment of this shell",
+        Source.PROCESS: f"as {compiled.unit} runs",
+        Source.UNIT: f"as {compiled.unit} would be started",
+    }[compiled.source]
+    return [f"# {compiled.plan.name}, {of}", *(f"# note: {note}" for note in head["notes"]), ""]
 
 
 def _is_secret(variable: Variable) -> bool:

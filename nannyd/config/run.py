@@ -97,6 +97,7 @@ def supervisor_command(plan: Plan, plan_fd: int, lock_fd: int, directory: Path) 
     return [
         sys.executable,
         "-I",
+        "-Xno_debug_ranges",  # columns in tracebacks are not worth their memory
         "-m",
         "nannyd.supervisor",
         f"--plan-fd={plan_fd}",

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nannyd.config import envfile
-from nannyd.config.compile import Request, Surroundings
+from nannyd.config.compile import Request, Source, Surroundings
 from nannyd.config.machine import Machine, read_machine
 from nannyd.core.memory import Bound
 from nannyd.core.units import name_problem
@@ -43,6 +43,9 @@ _SERVICE_PROPERTIES = (
     "Slice",
     "MemoryMax",
     "MemoryHigh",
+    "LimitASSoft",
+    "LimitDATASoft",
+    "CPUQuotaPerSecUSec",
     "ExecStart",
     "Environment",
     "EnvironmentFiles",
@@ -73,7 +76,10 @@ class _Notes:
 
 
 def in_unit(request: Request) -> tuple[Request, Surroundings] | None:
-    """Return *request* as its unit would make it, and the unit's surroundings; None: systemd has no such unit."""
+    """Return *request* as its unit would make it, and the unit's surroundings.
+
+    None: systemd does not run here, or has no such unit.
+    """
     if not SYSTEMD_IS_HERE.exists() or name_problem(request.name) is not None:
         return None
     unit = find(request.name)
@@ -82,11 +88,10 @@ def in_unit(request: Request) -> tuple[Request, Surroundings] | None:
     notes = _Notes(unit.name)
     pid = int(unit.properties["MainPID"])
     running = _of_process(pid, notes) if pid else None
-    if running is None:
-        environ, arguments, machine = _of_properties(unit, notes)
-    else:
-        environ, arguments, machine = running
-    return add_arguments(request, arguments), Surroundings(environ, machine, unit.name, tuple(notes.lines))
+    environ, arguments, machine = running or _of_properties(unit, notes)
+    source = Source.UNIT if running is None else Source.PROCESS
+    around = Surroundings(environ, machine, source, unit.name, tuple(notes.lines))
+    return add_arguments(request, arguments), around
 
 
 def add_arguments(request: Request, arguments: Sequence[str] | None) -> Request:
@@ -185,7 +190,7 @@ def recover_arguments(cmdline: Sequence[str]) -> list[str] | None:
     Before `execve` it is `… nannyd run NAME …`; after it, `python -I -m nannyd.supervisor … -- run NAME …`.
     """
     words = list(cmdline)
-    for position, word in enumerate(words[:4]):
+    for position, word in enumerate(words[: words.index("--") if "--" in words else None]):
         if word == "nannyd.supervisor" and words[position - 1] == "-m":
             rest = words[position + 1 :]
             return rest[rest.index("--") + 1 :] if "--" in rest else None
@@ -201,21 +206,29 @@ def recover_arguments(cmdline: Sequence[str]) -> list[str] | None:
 
 def _of_properties(unit: Unit, notes: _Notes) -> _Found:
     properties = unit.properties
-    if not properties["MainPID"]:
-        notes.add("is not running; this is what its unit says")
     environ = _environ(unit, notes)
-    notes.add("what systemd itself adds at the start (HOME, USER, INVOCATION_ID, *_DIRECTORY …) is not known")
     arguments: list[str] | None = None
     if properties["ExecStart"]:
         argv = [str(word) for word in properties["ExecStart"][0][1]]
         arguments = recover_arguments(envfile.expand(argv, environ))
-    machine = read_machine(cgroup=_slice_cgroup(unit))
-    own = [
-        Bound(f"{name}= of {unit.name}", int(properties[name]))
-        for name in ("MemoryMax", "MemoryHigh")
-        if int(properties[name]) != _INFINITY
+    return environ, arguments, with_limits(read_machine(cgroup=_slice_cgroup(unit)), unit)
+
+
+def with_limits(machine: Machine, unit: Unit) -> Machine:
+    """Return *machine* as it will be within the limits of *unit*."""
+
+    def limit(name: str) -> int | None:
+        value = int(unit.properties[name])
+        return None if value == _INFINITY else value
+
+    bounds = [
+        Bound(f"{name.removesuffix('Soft')}= of {unit.name}", size, shared=name.startswith("Memory"))
+        for name in ("MemoryMax", "MemoryHigh", "LimitASSoft", "LimitDATASoft")
+        if (size := limit(name)) is not None
     ]
-    return environ, arguments, replace(machine, bounds=(*machine.bounds, *own))
+    quota = limit("CPUQuotaPerSecUSec")
+    cpus = machine.cpus if quota is None else min(machine.cpus, quota / 1e6)
+    return Machine((*machine.bounds, *bounds), cpus)
 
 
 def _environ(unit: Unit, notes: _Notes) -> dict[str, str]:

@@ -48,7 +48,9 @@ def _flat(plan: Plan) -> dict[str, Any]:
     for field in dataclasses.fields(plan):
         value = getattr(plan, field.name)
         if field.name in ("worker", "memory", "restart"):
-            flat.update({f"{field.name}.{part.name}": getattr(value, part.name) for part in dataclasses.fields(value)})
+            flat.update(
+                {f"{field.name}.{part.name}": getattr(value, part.name) for part in dataclasses.fields(value)}
+            )
         else:
             flat[field.name] = value
     return flat

@@ -38,7 +38,7 @@ def parse_size(text: str) -> int:
         raise ValueError(text)
     scale = _DECIMAL[unit] if suffix == "b" and unit else _BINARY[unit]
     whole, _, part = match["number"].partition(".")
-    return int(whole + part) * scale // 10 ** len(part)  # exact, where a float would not be
+    return int(whole + part) * scale // int(10 ** len(part))  # exact, where a float would not be
 
 
 def format_size(size: float) -> str:

@@ -20,7 +20,7 @@ The supervisor's first line is the specification of the worker; a later line ask
 """
 
 ERROR_MAX = 16 << 10
-"""Characters of a traceback that travel; the last ones, for they name the error."""
+"""Characters of a traceback that travel, the last ones, for they name the error: 64 KiB at most."""
 
 
 def parse(datagram: bytes) -> dict[str, str]:
@@ -31,7 +31,7 @@ def parse(datagram: bytes) -> dict[str, str]:
 
 def format_error(text: str) -> str:
     """Return *text* (many lines) as the one-line value of X_NANNYD_ERROR."""
-    return json.dumps(text[-ERROR_MAX:])
+    return json.dumps(text[-ERROR_MAX:], ensure_ascii=False)
 
 
 def parse_error(value: str) -> str:
@@ -54,4 +54,4 @@ def send(address: str | None, **fields: str) -> None:
         address = "\0" + address[1:]
     message = "\n".join(f"{key}={value}" for key, value in fields.items())
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        sock.sendto(message.encode(), address)
+        sock.sendto(message.encode("utf-8", "backslashreplace"), address)

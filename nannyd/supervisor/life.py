@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from nannyd.supervisor.tree import Tree
     from nannyd.supervisor.watch import Watch
 
+_LINE_MAX = 300
+"""Characters of a worker's error that go into one line of ours."""
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -253,7 +256,7 @@ class Life:
             self.errno = int(said["ERRNO"])
         if "X_NANNYD_ERROR" in said:
             text = wire.parse_error(said["X_NANNYD_ERROR"]).strip()
-            self.error = text.rpartition("\n")[2]
+            self.error = text.rpartition("\n")[2][:_LINE_MAX]
             say(WORKER_ERROR, worker_pid=self.pid, detail=text)
         for event in self._events(said):
             self._place.post(event)

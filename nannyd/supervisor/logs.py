@@ -56,25 +56,26 @@ class JournalHandler(logging.Handler):
     def __init__(self, instance: str) -> None:
         """Mark every record with *instance*."""
         super().__init__()
-        from systemd import journal  # only where the journal is
+        # What systemd.journal exports; importing that itself costs another MiB (uuid, datetime …).
+        from systemd._journal import sendv
 
-        self._send = journal.send
+        self._send = sendv
         self._instance = instance
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send one record; without journald it is lost, as with every service."""
-        fields = {key.upper(): _plain(value) for key, value in getattr(record, "fields", {}).items()}
-        fields["NANNYD_INSTANCE"] = self._instance
+        fields = {
+            "MESSAGE": self.format(record),
+            "PRIORITY": _PRIORITIES.get(record.levelno, 6),
+            "SYSLOG_IDENTIFIER": "nannyd",
+            "CODE_FILE": record.pathname,
+            "CODE_LINE": record.lineno,
+            "CODE_FUNC": record.funcName,
+            "NANNYD_INSTANCE": self._instance,
+            **getattr(record, "fields", {}),
+        }
         try:
-            self._send(
-                self.format(record),
-                PRIORITY=str(_PRIORITIES.get(record.levelno, 6)),
-                SYSLOG_IDENTIFIER="nannyd",
-                CODE_FILE=record.pathname,
-                CODE_LINE=str(record.lineno),
-                CODE_FUNC=record.funcName,
-                **fields,
-            )
+            self._send(*(f"{key.upper()}={_plain(value)}" for key, value in fields.items()))
         except OSError:
             self.handleError(record)
 

@@ -6,11 +6,9 @@ versions in it.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import functools
 import gc
-import logging
 import os
 import traceback
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from nannyd.core import plan as plans
 from nannyd.core.errors import ExitCode
 from nannyd.core.plan import LogFormat, MemoryMode, Plan
+from nannyd.core.units import format_size
 from nannyd.supervisor import logs, notices, scratch
 from nannyd.supervisor.cgroup import Delegation
 from nannyd.supervisor.control import Control
@@ -36,24 +35,26 @@ if TYPE_CHECKING:
 
 _LEFTOVER_TIMEOUT = 10.0
 _REMOVAL_TIMEOUT = 20.0
+_LOG_INFO = 6
+_LEVEL_PREFIX = True
+"""The worker's `<3>` at the start of a line is its priority (sd-daemon(3))."""
 
 
 def main(argv: list[str]) -> int:
-    """Supervise the instance whose plan lies in the memfd that the launcher left open."""
-    parser = argparse.ArgumentParser(prog="nannyd.supervisor", description=__doc__)
-    parser.add_argument("--plan-fd", type=int, required=True)
-    parser.add_argument("--lock-fd", type=int, required=True)
-    parser.add_argument("--runtime-directory", type=Path, required=True)
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the launcher's own, for ps(1)")
-    options = parser.parse_args(argv)
-    os.set_inheritable(options.lock_fd, False)
-    with os.fdopen(options.plan_fd, "rb") as memfd:
+    """Supervise the instance whose plan lies in the memfd that the launcher left open.
+
+    *argv* is the launcher's word to us, `--plan-fd= --lock-fd= --runtime-directory=`, and after `--` its
+    own arguments, for ps(1) and for who wants to know later.  (argparse would cost 0.4 MiB.)
+    """
+    options = dict(argument.removeprefix("--").split("=", 1) for argument in argv[: argv.index("--")])
+    os.set_inheritable(int(options["lock-fd"]), False)
+    with os.fdopen(int(options["plan-fd"]), "rb") as memfd:
         memfd.seek(0)
         plan = plans.from_json(memfd.read().decode())
     Path("/proc/self/comm").write_text("nannyd")
     log_format = logs.set_up(plan.log_format, plan.log_level, plan.name)
     try:
-        return asyncio.run(_serve(plan, options.runtime_directory, log_format))
+        return asyncio.run(_serve(plan, Path(options["runtime-directory"]), log_format))
     except Exception as error:  # noqa: BLE001 - the last line of defence, which must say what happened
         say(notices.INTERNAL_ERROR, detail="".join(traceback.format_exception(error)).strip())
         return ExitCode.INTERNAL_ERROR
@@ -84,8 +85,9 @@ async def _serve(plan: Plan, runtime: Path, log_format: LogFormat) -> int:
     say(
         notices.STARTING,
         nannyd_instance=plan.name,
+        memory=_memory_in_words(plan, weaker),
         memory_mode="poll" if weaker else "cgroup",
-        memory_where=plan.memory.where + (f"; {weaker}" if weaker else ""),
+        memory_limit=plan.memory.thresholds.limit,
     )
     if delegation is not None:
         await _end_leftovers(delegation)
@@ -125,6 +127,14 @@ def _delegation(plan: Plan) -> tuple[Delegation | None, str]:
     return delegation, "" if delegation.has_memory else "the delegated cgroup has no memory controller"
 
 
+def _memory_in_words(plan: Plan, weaker: str) -> str:
+    limit = plan.memory.thresholds.limit
+    if limit is None:
+        return "memory is not limited"
+    how = f"polled, because {weaker}" if weaker else "watched by the kernel (cgroup)"
+    return f"memory limit {format_size(limit)} ({plan.memory.where}), {how}"
+
+
 def _trees() -> ModuleType:
     """Return what holds processes together without a cgroup; with psutil, so only where it is needed."""
     from nannyd.supervisor import tree
@@ -146,11 +156,11 @@ def _output(name: str, log_format: LogFormat) -> Callable[[], int]:
     """Return what opens the worker's output: a journal stream of its own, or nannyd's, unchanged."""
     if log_format is not LogFormat.JOURNAL:
         return lambda: 1
-    from systemd import journal  # only where the journal is
+    from systemd._journal import stream_fd  # see logs.JournalHandler
 
     def stream() -> int:
-        with journal.stream(name, logging.INFO and journal.LOG_INFO, level_prefix=True) as opened:
-            return os.dup(opened.fileno())
+        descriptor: int = stream_fd(name, _LOG_INFO, _LEVEL_PREFIX)
+        return descriptor
 
     return stream
 

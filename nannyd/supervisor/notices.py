@@ -40,7 +40,7 @@ STARTING = Notice(
     "starting",
     "658c7ddf2fb94023936811aac66ab979",
     logging.INFO,
-    "supervising {nannyd_instance} (memory mode {memory_mode}: {memory_where})",
+    "supervising {nannyd_instance}; {memory}",
 )
 WORKER_STARTED = Notice(
     "worker-started",
@@ -131,7 +131,7 @@ FINISHED = Notice(
     "finished",
     "d2331a9df9ad4d5ca3d6ba8b0cbc91ea",
     logging.INFO,
-    "{nannyd_instance} is down: {reason}",
+    "{nannyd_instance} has ended: exit status {exit_status} ({reason})",
 )
 STOP_REQUESTED = Notice(
     "stop-requested",

@@ -382,7 +382,8 @@ class Supervisor:
         code = lifecycle.exit_code(self.worker)
         self.systemd.status(self.sentence())
         self.systemd.stopping()
-        say(notices.FINISHED, nannyd_instance=self.plan.name, reason=self.sentence())
+        reason = status.sentence(self.worker, status.Facts(), self._loop.time())
+        say(notices.FINISHED, nannyd_instance=self.plan.name, exit_status=int(code), reason=reason)
         return int(code)
 
 

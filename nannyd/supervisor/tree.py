@@ -2,13 +2,16 @@
 
 The supervisor is a child subreaper (PR_SET_CHILD_SUBREAPER(2const)): whoever loses its parent, by a
 double fork or after setsid(2), becomes the supervisor's child instead of leaving the tree.  So
-everything below the supervisor is the worker's, but for the helpers it names.  The weak points against a
-leaf: a process table is out of date when it has been read, and an OOM kill is not counted for us.
+everything below the supervisor is the worker's, but for the helpers it names.
 
-* Whoever is signalled was found by pid and start time, and is held by a pidfd when that is checked.
+* Nobody is left exactly when none of our own children lives: a living descendant has a living parent,
+  all the way up to us, and only we reap our children, so their list does not change behind our back.
+  Deeper lists may be out of date when they have been read; they serve to find most at once.
 * The last process of the group is our own child by then: its SIGCHLD tells that the group is empty.
-* A look that may miss somebody (memory) goes by /proc/PID/task/TID/children, a verdict (nobody is left,
-  all were killed) by psutil's table of all processes.
+* Who is signalled is held by a pidfd first, and found in the tree after that.
+
+Weaker than a leaf in this: who forks as fast as it is killed is caught by luck, an OOM kill is not
+counted for us, and what a helper leaves behind counts as the worker's.
 """
 
 from __future__ import annotations
@@ -17,9 +20,8 @@ import ctypes
 import os
 import signal
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
-
-import psutil
 
 from nannyd.core.exits import Evidence, WaitStatus
 from nannyd.supervisor.poll import host_oom_kills, parse_status
@@ -30,7 +32,10 @@ if TYPE_CHECKING:
 _PR_SET_CHILD_SUBREAPER = 36
 
 KILL_PASSES = 100
-"""Looks for new processes in one `kill`, against a worker that forks as fast as it is killed."""
+"""Looks for new processes in one `kill`, against a worker that forks while it is killed."""
+
+_LISTED = Path("/proc/thread-self/children").exists()
+"""The kernel has CONFIG_PROC_CHILDREN.  Without, psutil's table of all processes serves: dear, and exact too."""
 
 
 def become_subreaper(*, now: bool = True) -> None:
@@ -67,25 +72,27 @@ def _reap(pid: int) -> bool:
 
 
 def children(pid: int) -> list[int]:
-    """Return the children of process *pid*, zombies too."""
-    try:
-        return _listed_children(pid)
-    except OSError:  # it is gone; or a kernel without CONFIG_PROC_CHILDREN
-        with suppress(psutil.NoSuchProcess):
-            return [child.pid for child in psutil.Process(pid).children()]
-        return []
-
-
-def _listed_children(pid: int) -> list[int]:
+    """Return the children of process *pid*, zombies too; none when it is gone."""
+    if not _LISTED:
+        return _children_by_table(pid)
     found: list[int] = []
-    for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208
-        with open(f"/proc/{pid}/task/{thread}/children") as file:  # noqa: PTH123
-            found.extend(map(int, file.read().split()))
+    with suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208
+            with open(f"/proc/{pid}/task/{thread}/children") as file:  # noqa: PTH123
+                found.extend(map(int, file.read().split()))
     return found
 
 
+def _children_by_table(pid: int) -> list[int]:
+    import psutil
+
+    with suppress(psutil.NoSuchProcess):
+        return [child.pid for child in psutil.Process(pid).children()]
+    return []
+
+
 class Tree:
-    """All descendants of this process but its *helpers* and theirs."""
+    """All descendants of this process but its *helpers* and theirs.  A `group.Group`."""
 
     path = None
 
@@ -97,30 +104,34 @@ class Tree:
         self._callback: Callable[[], None] | None = None
 
     def pids(self) -> list[int]:
-        """Return the processes of the tree, as far as a quick look finds them."""
-        helpers, found = self._helpers(), list[int]()
-        todo = [os.getpid()]
+        """Return the processes of the tree, zombies too."""
+        found = todo = self._own()
         while todo:
-            todo = [child for pid in todo for child in children(pid) if child not in helpers]
-            found += todo
-        return found
+            todo = [child for pid in todo for child in children(pid)]
+            found = found + todo
+        return list(dict.fromkeys(found))  # one that changed its parent meanwhile was met twice
 
     def contains(self, pid: int) -> bool | None:
-        """Say whether *pid* descends from this process."""
+        """Say whether *pid* descends from this process; None: it is gone."""
         helpers, top = self._helpers(), os.getpid()
         while pid != top:
             if pid in helpers or pid <= 1:
                 return False
-            try:
-                with open(f"/proc/{pid}/status", errors="replace") as file:  # noqa: PTH123
-                    pid = int(parse_status(file.read())["PPid"])
-            except OSError:
+            parent = _status(pid).get("PPid")
+            if parent is None:
                 return None
+            pid = int(parent)
         return True
 
     def is_empty(self) -> bool:
         """Say whether nobody but zombies is left."""
-        return not self._living()
+        while True:
+            own = self._own()
+            if any(map(_lives, own)):
+                return False
+            # Who died after the list was read had children, perhaps, which are ours now.
+            if self._own() == own:
+                return True
 
     def watch_empty(self, callback: Callable[[], None]) -> None:
         """Call *callback* whenever a child was reaped; now if nobody is left."""
@@ -135,19 +146,19 @@ class Tree:
 
     def signal(self, number: int) -> None:
         """Send signal *number* to every process that is there now."""
-        for process in self._living():
-            _send(process, number)
+        for pid in self.pids():
+            self._send(pid, number)
 
     def kill(self) -> None:
         """Kill until a look finds nobody new.  A fork in flight may escape it: repeat until `is_empty`."""
-        struck: set[psutil.Process] = set()
+        struck: set[int] = set()
         for _ in range(KILL_PASSES):
-            fresh = self._living() - struck
+            fresh = [pid for pid in self.pids() if pid not in struck]
             if not fresh:
                 return
-            for process in fresh:
-                _send(process, signal.SIGKILL)
-            struck |= fresh
+            for pid in fresh:
+                self._send(pid, signal.SIGKILL)
+            struck.update(fresh)
 
     def evidence(self, status: WaitStatus) -> Evidence:
         """Return how the worker ended; of OOM kills only that somebody on this host met one."""
@@ -159,31 +170,33 @@ class Tree:
         """Call nobody any more."""
         self._callback = None
 
-    def _living(self) -> set[psutil.Process]:
-        found = set(psutil.Process().children(recursive=True))
-        for pid in self._helpers():
-            with suppress(psutil.NoSuchProcess):
-                helper = psutil.Process(pid)
-                found -= {helper, *helper.children(recursive=True)}
-        return {process for process in found if not _is_zombie(process)}
+    def _own(self) -> list[int]:
+        helpers = self._helpers()
+        return [pid for pid in children(os.getpid()) if pid not in helpers]
+
+    def _send(self, pid: int, number: int) -> None:
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        try:
+            if self.contains(pid):  # the number was not taken over by somebody else meanwhile
+                signal.pidfd_send_signal(pidfd, number)
+        except (ProcessLookupError, PermissionError):
+            return  # gone, or a set-user-ID program's that this user may not signal
+        finally:
+            os.close(pidfd)
 
 
-def _is_zombie(process: psutil.Process) -> bool:
+def _lives(pid: int) -> bool:
+    status = _status(pid)
+    # The first thread may have ended before the others: then it is a zombie, but the process is not.
+    return bool(status) and (status["State"][0] not in "ZX" or int(status["Threads"]) > 1)
+
+
+def _status(pid: int) -> dict[str, str]:
     try:
-        return process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-def _send(process: psutil.Process, number: int) -> None:
-    try:
-        pidfd = os.pidfd_open(process.pid)
-    except ProcessLookupError:
-        return
-    try:
-        if process.is_running():  # with the same start time: the pidfd is of nobody else
-            signal.pidfd_send_signal(pidfd, number)
-    except (ProcessLookupError, PermissionError):
-        return  # gone, or a set-user-ID program's that this user may not signal
-    finally:
-        os.close(pidfd)
+        with open(f"/proc/{pid}/status", errors="replace") as file:  # noqa: PTH123
+            return parse_status(file.read())
+    except OSError:
+        return {}

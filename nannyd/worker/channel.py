@@ -67,7 +67,10 @@ def parse_specification(line: bytes) -> Specification:
 
 def parse_stop(line: bytes, grace: float) -> Stop | None:
     """Return the request to stop in *line*; None for a line that asks for something else."""
-    data = json.loads(line)
+    try:
+        data = json.loads(line)
+    except ValueError:
+        return None
     stop = data.get("stop") if isinstance(data, dict) else None
     if not isinstance(stop, dict):
         return None

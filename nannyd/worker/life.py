@@ -114,7 +114,10 @@ class Life:
         self._started = True
         notify(READY="1", **_details(worker))
         self._feed_watchdog()
-        await (worker.finished() if hasattr(worker, "finished") else self._loop.create_future())
+        end = worker.finished() if hasattr(worker, "finished") else self._loop.create_future()
+        if not inspect.isawaitable(end):
+            raise TypeError(f"worker class {self._spec.target!r}: finished() is not async")
+        await end
 
     def _feed_watchdog(self) -> None:
         if self._watchdog is not None:

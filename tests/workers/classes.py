@@ -82,6 +82,13 @@ class OnlyFinished:
         await asyncio.sleep(0)
 
 
+class BlocksInFinished:
+    """Has a `finished` that is not async."""
+
+    def finished(self) -> None:
+        """Return at once."""
+
+
 class Neither:
     """Is no worker."""
 
