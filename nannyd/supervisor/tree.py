@@ -35,7 +35,7 @@ KILL_PASSES = 100
 """Looks for new processes in one `kill`, against a worker that forks while it is killed."""
 
 _LISTED = Path("/proc/thread-self/children").exists()
-"""The kernel has CONFIG_PROC_CHILDREN.  Without, psutil's table of all processes serves: dear, and exact too."""
+"""The kernel has CONFIG_PROC_CHILDREN; without, psutil finds children in the table of all processes."""
 
 
 def become_subreaper(*, now: bool = True) -> None:
