@@ -174,18 +174,22 @@ def _unknown(name: str) -> str:
     if not key:
         at_home = [setting.name for setting in every_setting() if setting.key == section]
         guess = nearest(section, SECTIONS) or (at_home[0] if at_home else None)
-        others = f"; the tables are {', '.join(SECTIONS)}"
+        others = f"the tables are {', '.join(SECTIONS)}"
     else:
-        elsewhere = [s.name for s in every_setting() if s.key == key.replace("_", "-")]
-        near = nearest(key, catalogue().get(section, {}))
-        if elsewhere:
-            guess = elsewhere[0]
-        elif near is not None:
-            guess = f"{section}.{near}"
-        else:
-            guess = nearest(name, (s.name for s in every_setting()))
-        others = f"; [{section}] has {', '.join(catalogue()[section])}" if section in SECTIONS else ""
-    return "is not a setting" + (f"; did you mean {guess}?" if guess else others)
+        meant = guess_setting(section, key)
+        guess = meant.name if meant is not None else None
+        others = f"[{section}] has {', '.join(catalogue()[section])}"
+    return "is not a setting; " + (f"did you mean {guess}?" if guess else others)
+
+
+def guess_setting(section: str, key: str) -> Setting | None:
+    """Return the setting that was probably meant: of that name elsewhere, or of a name like it there."""
+    elsewhere = [setting for setting in every_setting() if setting.key == key.replace("_", "-")]
+    if elsewhere:
+        return next((setting for setting in elsewhere if setting.section == section), elsewhere[0])
+    settings = catalogue().get(nearest(section, SECTIONS) or "", {})
+    near = nearest(key, settings)
+    return settings[near] if near is not None else None
 
 
 # Variables
@@ -198,9 +202,13 @@ def read_variables(environ: Mapping[str, str], found: Found) -> None:
             continue
         values = _place(_variable_path(variable), environ[variable], Origin(ENVIRONMENT, variable), found)
         if values is None:
-            guess = nearest(variable, [*(s.variable for s in every_setting()), *LOG_VARIABLES])
-            hint = f"; did you mean {guess}?" if guess else "; the settings are listed by nannyd run --help"
-            found.complain(ENVIRONMENT, variable, f"is not a variable of nannyd{hint}")
+            guess = nearest(variable, [*(s.variable for s in every_setting()), *LOG_VARIABLES], 0.75)
+            meant = guess_setting(*_variable_path(f"{variable}{DELIMITER}")[:2])
+            found.complain(
+                ENVIRONMENT,
+                variable,
+                f"is not a variable of nannyd; {_hint(meant.variable if meant is not None else guess)}",
+            )
 
 
 def _variable_path(variable: str) -> tuple[str, ...]:
@@ -225,12 +233,13 @@ def _variable_path(variable: str) -> tuple[str, ...]:
 def _read_option(option: str, text: str, found: Found) -> None:
     values = _place(_option_path(option), text, Origin(COMMAND_LINE, option), found)
     if values is None:
-        guess = nearest(option, (s.option for s in every_setting()))
-        section, _, key = option.removeprefix("--").partition(".")
-        elsewhere = [s.option for s in every_setting() if s.key == key.replace("_", "-")]
-        guess = elsewhere[0] if elsewhere and section not in SECTIONS else guess
-        hint = f"; did you mean {guess}?" if guess else "; the settings are listed by nannyd run --help"
-        found.complain(COMMAND_LINE, option, f"is not an option{hint}")
+        meant = guess_setting(*option.removeprefix("--").split(".")[:2])
+        hint = _hint(None if meant is None else meant.option)
+        found.complain(COMMAND_LINE, option, f"is not an option; {hint}")
+
+
+def _hint(guess: str | None) -> str:
+    return f"did you mean {guess}?" if guess else "the settings are listed by nannyd run --help"
 
 
 def _option_path(option: str) -> tuple[str, ...]:

@@ -44,8 +44,8 @@ def masked(value: Any) -> Any:
     return mask_url(value) if isinstance(value, str) else value
 
 
-def nearest(name: str, known: Iterable[str]) -> str | None:
+def nearest(name: str, known: Iterable[str], likeness: float = 0.6) -> str | None:
     """Return the one of *known* that *name* was probably meant to be."""
     names = {candidate.lower(): candidate for candidate in known}
-    found = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.6)
+    found = difflib.get_close_matches(name.lower(), names, n=1, cutoff=likeness)
     return names[found[0]] if found else None

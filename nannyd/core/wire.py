@@ -20,7 +20,7 @@ The supervisor's first line is the specification of the worker; a later line ask
 """
 
 ERROR_MAX = 16 << 10
-"""Characters of a traceback that travel, the last ones, for they name the error: 64 KiB at most."""
+"""Characters of a traceback that travel, the last ones, for they name the error: 96 KiB at most."""
 
 
 def parse(datagram: bytes) -> dict[str, str]:

@@ -318,7 +318,7 @@ class Leaf:
             # A threaded cgroup lists its processes further up; one that was just removed has none.
             with suppress(OSError):
                 found.extend(map(int, self._read("cgroup.procs", directory).split()))
-        return found
+        return [pid for pid in found if pid != 0]  # 0: of another pid namespace
 
     def contains(self, pid: int) -> bool | None:
         """Say whether process *pid* lives in the leaf; None: it is gone."""

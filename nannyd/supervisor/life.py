@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from nannyd.supervisor.tree import Tree
     from nannyd.supervisor.watch import Watch
 
+_CLOSE_SHARE = 0.95
+"""Share of the time to the kill that a Python worker's close() gets."""
 _LINE_MAX = 300
 """Characters of a worker's error that go into one line of ours."""
 
@@ -279,8 +281,11 @@ class Life:
 
     def ask_to_stop(self, timeout: float, reason: str, *, abort: bool) -> None:
         """Tell a Python worker why, then send the stop signal; a stopped process is continued."""
-        self._say_on_channel({"stop": {"timeout": timeout, "reason": reason}})
         number = signal.SIGABRT if abort else self.plan.worker.stop_signal
+        if self._channel is not None and not abort:
+            # Its bootstrap gives up on close() itself, a little before it would be killed.
+            self._say_on_channel({"stop": {"timeout": _CLOSE_SHARE * timeout, "reason": reason}})
+            number = signal.SIGTERM
         if self.plan.worker.kill_mode is KillMode.CONTROL_GROUP and self.group is not None and not abort:
             self.group.signal(number)
             self.group.signal(signal.SIGCONT)

@@ -26,7 +26,7 @@ _FDS_MAX = 253
 """SCM_MAX_FD of unix(7)."""
 _AT_ONCE = 64
 """Messages handled before the loop sees to something else: a worker may flood."""
-_LARGEST = 96 << 10
+_LARGEST = 128 << 10
 """Bytes of a message; the largest is a traceback of `wire.ERROR_MAX` characters."""
 
 

@@ -9,8 +9,8 @@ not matter), and reports what failed in the child as an errno.  Rules:
   CLONE_INTO_CGROUP.  Where that is missing or forbidden (`RestrictNamespaces=` answers clone3 with
   ENOSYS), and for what posix_spawn does not know (nice), `enter` goes first and becomes the worker.
 * oom_score_adj stands before user code runs: the supervisor takes on the worker's around the spawn.  Any
-  process may raise its own and lower it again to what a privileged one last gave it (proc(5),
-  oom_score_adj_min in fs/proc/base.c); below that, the inherited one stays, as systemd does.
+  process may raise its own and lower it again to what a privileged one last gave it (__set_oom_adj in
+  fs/proc/base.c of the kernel); below that, the inherited one stays, as systemd does.
 * What failed is looked for only after it failed.
 
 umask and oom_score_adj are changed for an instant: one thread at a time may spawn.

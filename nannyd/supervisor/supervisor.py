@@ -81,6 +81,7 @@ class Supervisor:
         self.systemd = Systemd()
         self._watchdog = watchdog_interval()
         self._ticking: asyncio.TimerHandle | None = None
+        self._now = self._loop.time()
         self._was_ready = False
         self._interrupted = False
         self._overdue: list[str] = []
@@ -112,7 +113,8 @@ class Supervisor:
         """Take one step and do what it asks for, a spawn's answer before anything else."""
         before = self.worker
         policy = self._policy()
-        self.worker, effects = step(before, event, self._loop.time(), policy)
+        self._now = self._loop.time()
+        self.worker, effects = step(before, event, self._now, policy)
         self._tell(before, event)
         for effect in effects:
             answer = self._perform(effect)
@@ -225,8 +227,9 @@ class Supervisor:
             case State.STOP_SIGKILL:
                 self._tell_killing(after, pid)
             case State.AUTO_RESTART:
-                delay = format_duration((after.deadline or 0) - self._loop.time())
-                say(notices.RESTARTING, delay=delay, restarts=after.restarts)
+                seconds = (after.deadline or 0) - self._now
+                delay = format_duration(seconds)
+                say(notices.RESTARTING, delay=delay, restarts=after.restarts, seconds=round(seconds, 3))
             case State.FAILED:
                 self._tell_failed(after)
             case State.INACTIVE | State.START:
@@ -241,7 +244,7 @@ class Supervisor:
             self.systemd.ready()
 
     def _tell_stopping(self, after: Worker, pid: int | None) -> None:
-        grace = format_duration((after.deadline or 0) - self._loop.time())
+        grace = format_duration((after.deadline or 0) - self._now)
         reason = after.stop.reason if after.stop is not None else ""
         say(notices.STOPPING_WORKER, worker_pid=pid, reason=reason, grace=grace)
 

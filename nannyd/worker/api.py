@@ -44,7 +44,7 @@ class Worker:
         """
         await asyncio.get_running_loop().create_future()
 
-    async def close(self, timeout: float, reason: str) -> None:  # noqa: ASYNC109 (it is told, not enforced)
+    async def close(self, timeout: float, reason: str) -> None:
         """End the work and give back what the worker holds.
 
         Called exactly once for every worker whose constructor returned, even if `start` was cancelled,

@@ -146,7 +146,7 @@ class Life:
     async def _bounded(
         self,
         call: Callable[[], Any],
-        timeout: float,  # noqa: ASYNC109 (asyncio.timeout is not in 3.10, and wait_for waits for the stubborn)
+        timeout: float,
         what: str,
     ) -> None:
         """Await *call* for at most *timeout* seconds, and judge."""
@@ -169,7 +169,7 @@ async def _outcome(call: Callable[[], Any]) -> BaseException | None:
     return None
 
 
-async def _cancel(work: asyncio.Task[BaseException | None], timeout: float) -> None:  # noqa: ASYNC109
+async def _cancel(work: asyncio.Task[BaseException | None], timeout: float) -> None:
     """Cancel *work* and give it *timeout* seconds; asked to end, it may complain, but does not fail."""
     work.cancel()
     await asyncio.wait({work}, timeout=timeout)

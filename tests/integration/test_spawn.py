@@ -360,14 +360,6 @@ def test_two_hundred_spawns_leak_nothing(way: Any) -> None:
     assert descriptors() == before
 
 
-def test_the_program_runs_when_spawn_returns() -> None:
-    for way in (spawn_directly, spawn_by_helper):
-        child = way(program("sleep", "60"), "/bin/sleep", None)
-        assert Path(f"/proc/{child.pid}/comm").read_text() == "sleep\n"
-        child.signal(signal.SIGKILL)
-        end(child)
-
-
 def test_files_are_made_with_the_workers_umask_and_ours_is_unchanged(tmp_path: Path) -> None:
     own = os.umask(0o022)
     os.umask(own)

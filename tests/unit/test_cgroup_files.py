@@ -109,6 +109,10 @@ class FakeTree:
     def mark(self, path: str, name: str = "user.delegate") -> None:
         self.marks.add((self.directory(path), name))
 
+    def write(self, path: Path, text: str, directory: int | None = None) -> None:
+        assert directory is None
+        path.write_text(text.replace("+", ""))  # one reads what is enabled
+
     def getxattr(self, path: Path, name: str) -> bytes:
         if (path, name) in self.marks:
             return b"1"
@@ -120,6 +124,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtur
     tree = FakeTree(tmp_path, request.param)
     monkeypatch.setattr(os, "getxattr", tree.getxattr)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(cgroup, "_write", tree.write)
     return tree
 
 
@@ -134,8 +139,7 @@ def test_a_delegated_unit_is_used_and_its_controllers_enabled(fake: FakeTree, na
     delegation, reason = Delegation.find(fake.proc)
     assert delegation is not None
     assert (delegation.path, reason, delegation.has_memory) == (UNIT, "", True)
-    written = (fake.directory(UNIT) / "cgroup.subtree_control").read_text()
-    assert written == "+memory +pids"
+    assert (fake.directory(UNIT) / "cgroup.subtree_control").read_text() == "memory pids"
     assert (fake.directory(fake.own) / "cgroup.procs").read_text() == ""
 
 
@@ -146,13 +150,12 @@ def test_controllers_that_are_not_offered_are_not_asked_for(fake: FakeTree) -> N
     delegation, _ = Delegation.find(fake.proc)
     assert delegation is not None
     assert not delegation.has_memory
-    assert (fake.directory(UNIT) / "cgroup.subtree_control").read_text() == "+pids"
+    assert (fake.directory(UNIT) / "cgroup.subtree_control").read_text() == "pids"
 
 
 @in_unit
 def test_a_supervisor_in_the_unit_itself_moves_out_of_the_way(fake: FakeTree) -> None:
     fake.mark(UNIT)
-    fake.add(fake.directory(UNIT) / "supervisor")
     delegation, _ = Delegation.find(fake.proc)
     assert delegation is not None
     assert delegation.path == UNIT
@@ -186,15 +189,13 @@ def test_a_user_who_may_write_beside_it_was_given_the_unit(
 def test_what_stands_against_it_is_said_and_undone(fake: FakeTree, monkeypatch: pytest.MonkeyPatch) -> None:
     fake.mark(UNIT)
     procs = fake.directory(UNIT) / "cgroup.procs"
-    write = cgroup._write
 
-    def refuse(path: Path | str, text: str, directory: int | None = None) -> None:
+    def refuse(path: Path, text: str) -> None:
         if text.startswith("+"):
             raise OSError(16, "busy")
-        Path(path).touch()  # as the kernel does in a new cgroup
-        write(path, text, directory)
-        if Path(path) == procs:
-            (fake.directory(UNIT) / "supervisor" / "cgroup.procs").unlink()
+        fake.write(path, text)
+        if path == procs:
+            (fake.directory(UNIT) / "supervisor" / "cgroup.procs").unlink()  # which rmdir(2) does not mind
 
     monkeypatch.setattr(cgroup, "_write", refuse)
     delegation, reason = Delegation.find(fake.proc)

@@ -1,0 +1,67 @@
+# The two commands that matter:
+#   make demo    the main job, on a worker that really leaks
+#   make test    every test, those in a booted Debian included
+# As root, both install the Debian packages they miss.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# systemd-python is compiled against libsystemd; Debian's own Python comes without venv and headers.
+BUILD_PACKAGES := gcc libsystemd-dev pkg-config \
+    $(shell $(PYTHON) -c 'import ensurepip' 2>/dev/null || echo python3-venv) \
+    $(shell $(PYTHON) -c 'import os, sys, sysconfig as s; sys.exit(not os.path.exists(s.get_path("include") + "/Python.h"))' \
+        2>/dev/null || echo python3-dev)
+TEST_PACKAGES := libc6-dev redis-server shellcheck stress-ng systemd
+
+.PHONY: demo test lint host guest image shell bench clean help
+
+help:
+	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
+
+demo: $(VENV)/base
+	@$(BIN)/python demo/demo.py
+
+test: lint host guest
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	shellcheck tools/need .ci/run
+
+# On this machine: pure decisions, real processes, real programs.
+host: $(VENV)/dev
+	$(BIN)/python -m pytest
+
+# In a booted Debian with cgroup v2 and systemd as PID 1.
+guest: $(VENV)/dev
+	$(BIN)/python -m tests.system.run
+
+image: $(VENV)/dev
+	$(BIN)/python -m tests.system.image
+
+# A booted system with nannyd in it, to try things by hand.
+shell: $(VENV)/dev
+	$(BIN)/python -m tests.system.run --shell
+
+bench: $(VENV)/bench
+	$(BIN)/python -m benchmarks
+
+$(VENV)/base: pyproject.toml tools/need
+	tools/need $(BUILD_PACKAGES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/dev: $(VENV)/base
+	tools/need $(TEST_PACKAGES)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+$(VENV)/bench: $(VENV)/dev
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
