@@ -25,7 +25,7 @@ PATIENCE = 20.0
 COLOUR = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
-class Failure(Exception):
+class StoryError(Exception):
     """A step of the story did not happen."""
 
 
@@ -74,14 +74,14 @@ class Story:
             try:
                 record = self.records.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
-                raise Failure(f"nannyd did not say {event!r} within {PATIENCE:g}s") from None
+                raise StoryError(f"nannyd did not say {event!r} within {PATIENCE:g}s") from None
             tell(f"  nannyd: {record['message']}", "36")
             if record.get("nannyd_event") == event:
                 return record
 
     def step(self, name: str, *, happened: bool) -> None:
         if not happened:
-            raise Failure(name)
+            raise StoryError(name)
         self.steps.append(name)
         tell(f"✓ {name}", "1;32")
 
@@ -152,7 +152,7 @@ def main() -> int:
         mode, failure = "unknown", ""
         try:
             mode = play(story)
-        except Failure as error:
+        except StoryError as error:
             failure = str(error)
         finally:
             if story.nannyd.poll() is None:

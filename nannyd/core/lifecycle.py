@@ -421,9 +421,9 @@ def _when_asked_to_stop(worker: Worker, event: Event, now: float, policy: Policy
         case StartRequested() | RestartRequested() | StopRequested():
             return _change_goal(worker, event), ()
         case KillRequested(reason):
-            return _kill(_overruled(worker, reason), now)
-        case MemoryExceeded(_, _, wall):
-            return _kill(worker, now) if wall else (worker, ())
+            return _kill(_overruled(worker, Cause.KILL, reason), now)
+        case MemoryExceeded(_, detail, wall):
+            return _kill(_overruled(worker, Cause.MEMORY, detail), now) if wall else (worker, ())
         case WorkerExtends(_, seconds):
             return _extend(worker, now + seconds), ()
         case DeadlineReached():
@@ -522,12 +522,12 @@ def _escalated(worker: Worker) -> Worker:
     return worker if worker.stop is None else replace(worker, stop=replace(worker.stop, escalated=True))
 
 
-def _overruled(worker: Worker, reason: str) -> Worker:
-    """Make a polite stop a kill; what nannyd decided by a rule of its own stays the cause."""
+def _overruled(worker: Worker, cause: Cause, reason: str) -> Worker:
+    """Make a polite stop a kill; what nannyd had decided by a rule of its own stays the cause."""
     stop = worker.stop
     if stop is None or stop.cause not in (Cause.STOP, Cause.RESTART, Cause.ANNOUNCED):
         return worker
-    return replace(worker, stop=replace(stop, cause=Cause.KILL, reason=reason))
+    return replace(worker, stop=replace(stop, cause=cause, reason=reason))
 
 
 def _change_goal(worker: Worker, event: StartRequested | RestartRequested | StopRequested) -> Worker:

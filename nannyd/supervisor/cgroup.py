@@ -233,7 +233,6 @@ class Leaf:
         self._ooms = {
             ancestor: count for ancestor in ancestors if (count := _local_ooms(ancestor)) is not None
         }
-        self._counted = os.access("memory.events", os.R_OK, dir_fd=self.fd)
         self._host_oom_kills = host_oom_kills()
         self._memory_bell: Bell | None = None
         self._empty_bell: Bell | None = None
@@ -337,8 +336,9 @@ class Leaf:
 
     def watch_empty(self, callback: Callable[[], None]) -> None:
         """Call *callback* from the event loop when cgroup.events changes; now if nobody is left."""
-        if self._empty_bell is None:
-            self._empty_bell = Bell(self.fd, "cgroup.events", callback)
+        if self._empty_bell is not None:
+            self._empty_bell.close()
+        self._empty_bell = Bell(self.fd, "cgroup.events", callback)
         if self.is_empty():
             callback()
 
@@ -373,11 +373,12 @@ class Leaf:
 
     def evidence(self, status: WaitStatus) -> Evidence:
         """Return how the worker ended, and what the kernel counted for its leaf and above."""
-        if not self._counted:
+        try:
+            events = self.events()
+        except OSError:  # no memory controller
             now = host_oom_kills()
             struck = now is None or self._host_oom_kills is None or now > self._host_oom_kills
             return Evidence(status, oomd=self._oomd(), counted=False, host_oom_kills=struck)
-        events = self.events()
         return Evidence(
             status,
             oom_kill=events["oom_kill"] > 0,

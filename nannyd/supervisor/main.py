@@ -104,11 +104,17 @@ async def _run(supervisor: Supervisor, helpers: Helpers, runtime: Path) -> int:
     control = Control({"Reload": reload})
     await control.open(runtime / "control")
     supervisor.catch_signals()
+    asyncio.get_running_loop().set_exception_handler(supervisor.fail)
     gc.collect()
     gc.freeze()  # what is here now stays: later collections need not look at it
-    async with asyncio.TaskGroup() as tasks:
-        supervisor.reload_on_sighup(tasks, reloader.reload)
-        code = await supervisor.run()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            supervisor.reload_on_sighup(tasks, reloader.reload)
+            code = await supervisor.run()
+    except BaseException:
+        supervisor.abandon()
+        raise
+    finally:
         await control.close()
     await helpers.wait(_REMOVAL_TIMEOUT)
     (runtime / "control").unlink(missing_ok=True)

@@ -35,8 +35,7 @@ class Reloader:
         Raises CallError with all problems, the old plan still in force.
         """
         async with self._lock:
-            systemd = self._supervisor.systemd
-            systemd.reloading()
+            self._supervisor.systemd.reloading()
             try:
                 compiled = await self._compile()
                 changes = self._supervisor.adopt(compiled)
@@ -44,8 +43,7 @@ class Reloader:
                 say(notices.RELOAD_FAILED, problems="\n".join(error.parameters["problems"]))
                 raise
             finally:
-                self._supervisor.show()
-                systemd.ready()
+                self._supervisor.reloaded()
             say(notices.RELOADED, changes=changes)
             return changes
 

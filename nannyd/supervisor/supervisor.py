@@ -13,7 +13,7 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nannyd.core import lifecycle
 from nannyd.core.exits import Result, describe
@@ -22,7 +22,6 @@ from nannyd.core.lifecycle import (
     DeadlineReached,
     Effect,
     Event,
-    Goal,
     Kill,
     KillRequested,
     MemoryExceeded,
@@ -63,6 +62,8 @@ or a back-off takes is the worker's and nannyd's to limit."""
 _CALM_DOWN_EVERY = 15.0
 """Without systemd's watchdog, a worker that was warned is looked at this often."""
 _STOP_MARGIN = 5.0
+_STATUS_EVERY = 15.0
+"""Without a watchdog, how often the sentence of `systemctl status` is brought up to date."""
 
 
 class Supervisor:
@@ -120,7 +121,10 @@ class Supervisor:
             answer = self._perform(effect)
             if answer is not None:
                 self.handle(answer)
-        self.show()
+        if self.worker.state is not before.state or self.worker.generation != before.generation:
+            self.show()
+        if self.worker.state is State.STOP_SIGTERM and self.worker.deadline != before.deadline:
+            self._extend_stop(self.worker)
 
     def _policy(self) -> Policy:
         # A life is judged by the plan it was started with only where it cannot be otherwise.
@@ -142,7 +146,6 @@ class Supervisor:
             case Spawn(generation):
                 return self._spawn(generation)
             case AskToStop(timeout, reason, abort):
-                self._extend(timeout)
                 if self.life is not None:
                     self.life.ask_to_stop(timeout, reason, abort=abort)
             case Kill():
@@ -157,6 +160,7 @@ class Supervisor:
             life.begin(lambda said, reading, wall: self._memory(life, said, reading, wall))
         except SpawnError as error:
             say(notices.START_FAILED, detail=str(error), errno=error.errno)
+            self.systemd.errno(error.errno)
             self._clean_up(life)
             return SpawnFailed(generation, str(error))
         self.life = life
@@ -340,16 +344,17 @@ class Supervisor:
     def _asked(self, number: signal.Signals) -> None:
         say(notices.STOP_REQUESTED, reason=number.name)
         self.systemd.stopping()
-        self._extend(self.plan.worker.stop_timeout)
         self.handle(StopRequested(number.name))
         if number is signal.SIGINT:
             if self._interrupted:
                 self.handle(KillRequested("a second SIGINT"))
             self._interrupted = True
 
-    def _extend(self, seconds: float) -> None:
-        if self.worker.goal is Goal.DOWN or not self._was_ready:
-            self.systemd.extend(seconds + _STOP_MARGIN)
+    def _extend_stop(self, worker: Worker) -> None:
+        """Ask systemd for the time that the worker has to end, and a margin to kill it in."""
+        if worker.stop is not None and worker.deadline is not None:
+            left = worker.deadline - self._now
+            self.systemd.extend(left + worker.stop.timeout + _STOP_MARGIN)
 
     def _tick(self) -> None:
         """Feed the watchdog, ask for time until the first READY, look whether a warning is over."""
@@ -361,6 +366,8 @@ class Supervisor:
             self.systemd.alive()
         if self.life is not None and self.life.watch is not None:
             self.life.watch.sample()
+        if self.systemd.present:
+            every.append(_STATUS_EVERY)
         if self.plan.memory.thresholds.warn is not None and not self._weaker:
             every.append(_CALM_DOWN_EVERY)
         self.show()
@@ -378,6 +385,26 @@ class Supervisor:
         return (
             "; ".join(f"{', '.join(keys)} {when}" for when, keys in said.items() if keys) or "nothing changed"
         )
+
+    def reloaded(self) -> None:
+        """Tell systemd that a reload is over."""
+        self.show()
+        if self._was_ready:
+            self.systemd.ready()  # before the first worker is ready, it would be a lie
+
+    def fail(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Make an exception in a callback of the loop end `run`: nothing goes on half broken."""
+        error = context.get("exception") or RuntimeError(context["message"])
+
+        def fail() -> None:
+            raise error
+
+        self.post(fail)
+
+    def abandon(self) -> None:
+        """Kill the worker: it must not outlive a supervisor that has a bug."""
+        if self.life is not None:
+            self.life.kill()
 
     def _finish(self) -> int:
         if self._ticking is not None:

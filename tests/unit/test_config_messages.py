@@ -331,8 +331,10 @@ def test_a_wrong_option_is_named_itself(option: str, value: str, line: str, tmp_
         ),
         (
             f"{WORKER}[restart]\ndelay = 90\n",
-            "DIR/w.toml: restart.delay: the delay (1min 30s) is not within restart.max-delay (1min); write a"
-            " longer max-delay or a shorter delay",
+            (
+                "DIR/w.toml: restart.delay: the delay (1min 30s) is not within restart.max-delay (1min); write a"
+                " longer max-delay or a shorter delay"
+            ),
         ),
         (
             f"{CLASS}kwargs.token = {{ credential = 'tok' }}\n",

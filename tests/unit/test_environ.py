@@ -28,10 +28,8 @@ def composed(layers: str, *, bootstrap: bool) -> tuple[str | None, str | None]:
         arguments={"V": ARGUMENT} if "a" in layers else {},
         bootstrap=bootstrap,
     )
-    first, late = (
-        [v.value for v in variables if v.name == "V" and v.late is when] or [None] for when in (False, True)
-    )
-    return first[0], late[0]
+    values = {variable.late: variable.value for variable in variables if variable.name == "V"}
+    return values.get(False), values.get(True)
 
 
 @pytest.mark.parametrize(
@@ -143,8 +141,8 @@ def test_each_variable_carries_its_origin() -> None:
     "name",
     [
         "PASSWORD", "DB_PASSWORD", "db-password", "PASSWORDS", "MYSQL_PWD", "PG_PASS", "SECRET",
-        "API_KEY",         "apikey", "GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "SSH_PRIVATE_KEY", "DASK_AUTH", "KEY",
-        "passphrase",
+        "API_KEY", "apikey", "GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "SSH_PRIVATE_KEY", "DASK_AUTH",
+        "KEY", "passphrase",
     ],
 )  # fmt: skip
 def test_a_secret_is_known_by_its_name(name: str) -> None:

@@ -139,7 +139,9 @@ def test_a_deadline_that_has_moved_is_not_reached(state: State) -> None:
     assert step(at(state), DeadlineReached(), 99.9, NOTIFY) == (at(state), ())
 
 
-def run(policy: Policy, *history: tuple[float, Event], worker: Worker | None = None) -> tuple[Worker, list[Effect]]:
+def run(
+    policy: Policy, *history: tuple[float, Event], worker: Worker | None = None
+) -> tuple[Worker, list[Effect]]:
     worker, done = worker or Worker(), list[Effect]()
     for now, event in history:
         worker, effects = step(worker, event, now, policy)
@@ -193,7 +195,11 @@ def test_stop_escalates_to_kill_at_80_percent_of_the_timeout() -> None:
     worker, effects = step(worker, DeadlineReached(), 10.0, NOTIFY)
     assert (worker.state, effects) == (State.STOP_SIGKILL, (Kill(),))
     worker, _ = step(worker, Exited(1, SIGKILL), 10.1, NOTIFY)
-    assert (worker.state, worker.result, exit_code(worker)) == (State.INACTIVE, Result.TIMEOUT, ExitCode.CLEAN)
+    assert (worker.state, worker.result, exit_code(worker)) == (
+        State.INACTIVE,
+        Result.TIMEOUT,
+        ExitCode.CLEAN,
+    )
 
 
 def test_a_stop_during_back_off_ends_it() -> None:
@@ -234,9 +240,36 @@ def test_once_decided_memory_stays_the_result_even_if_the_worker_exits_0_or_meet
 
 
 def test_memory_stays_the_result_when_the_operator_stops_meanwhile() -> None:
-    history = [*UP, (2.0, MemoryExceeded(1, "95 %")), (2.1, StopRequested("SIGTERM")), (2.2, KillRequested("SIGINT"))]
+    history = [
+        *UP,
+        (2.0, MemoryExceeded(1, "95 %")),
+        (2.1, StopRequested("SIGTERM")),
+        (2.2, KillRequested("SIGINT")),
+    ]
     worker, _ = run(NOTIFY, *history, (3.0, Exited(1, SIGKILL)))
     assert (worker.state, worker.result) == (State.INACTIVE, Result.MEMORY)
+
+
+def test_a_worker_that_meets_the_wall_while_stopping_was_ended_by_nannyd() -> None:
+    stopping = [*UP, (2.0, StopRequested("SIGTERM"))]
+    worker, done = run(
+        NOTIFY, *stopping, (2.5, MemoryExceeded(1, "the wall", wall=True)), (3.0, Exited(1, SIGKILL))
+    )
+    assert done[-1] == Kill()
+    assert worker.exit is not None
+    assert (worker.exit.result, worker.exit.who, worker.exit.detail) == (
+        Result.MEMORY,
+        Who.NANNYD,
+        "the wall",
+    )
+
+
+def test_a_second_request_makes_a_stop_a_kill() -> None:
+    stopping = [*UP, (2.0, StopRequested("SIGINT")), (2.5, KillRequested("a second SIGINT"))]
+    worker, done = run(NOTIFY, *stopping, (3.0, Exited(1, SIGKILL)))
+    assert done[-1] == Kill()
+    assert worker.exit is not None
+    assert (worker.exit.result, worker.exit.who) == (Result.SIGNAL, Who.NANNYD)
 
 
 def test_what_outlives_the_main_process_is_killed_unless_all_were_asked() -> None:
@@ -256,7 +289,9 @@ def test_who_cannot_be_killed_is_killed_again_and_nothing_starts_beside_it() -> 
 
 
 def test_the_delay_grows_to_its_maximum_and_a_stable_run_resets_it() -> None:
-    rules = RestartPolicy(delay=1.0, growth=2.0, max_delay=5.0, jitter=0.0, reset_after=60.0, start_limit_burst=0)
+    rules = RestartPolicy(
+        delay=1.0, growth=2.0, max_delay=5.0, jitter=0.0, reset_after=60.0, start_limit_burst=0
+    )
     policy = Policy(restart=rules)
     worker, now, delays = Worker(), 0.0, list[float]()
     worker, _ = step(worker, StartRequested(), now, policy)

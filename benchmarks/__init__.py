@@ -1,0 +1,1 @@
+"""What nannyd costs and how fast it is, side by side with its peers: `python -m benchmarks`."""
