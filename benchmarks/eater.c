@@ -116,6 +116,8 @@ int main(int argc, char **argv)
         sigaction(SIGTERM, &(struct sigaction){.sa_handler = asked}, NULL);
     if (eat(argv[1], argv[2], atof(argv[3]), atoll(argv[4])))
         return 1;
+    while (!polite)
+        pause();
     while (!record->asked)
         usleep(1000);
     record->peak = of_cgroup("memory.peak", "");

@@ -16,6 +16,7 @@ from nannyd.config import layers as sources
 from nannyd.config import tree as trees
 from nannyd.config.credentials import Credentials
 from nannyd.config.machine import Machine, read_machine
+from nannyd.config.texts import Credential
 from nannyd.config.validate import problem_at, validate
 from nannyd.config.wording import nearest
 from nannyd.core import environ as environs
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from nannyd.config.kinds import Credential
     from nannyd.config.settings import Settings
     from nannyd.config.tree import Tree
 
@@ -189,7 +189,7 @@ class _Builder:
             return {key: self._resolved(item, (*path, key), secrets) for key, item in value.items()}
         if isinstance(value, list):
             return [self._resolved(item, path, secrets) for item in value]
-        if hasattr(value, "name"):
+        if isinstance(value, Credential):
             secrets.append(".".join(path))
             return self._credential(value, path)
         return value

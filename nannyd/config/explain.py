@@ -28,8 +28,9 @@ from typing import TYPE_CHECKING, Any
 
 from nannyd.config import tree as trees
 from nannyd.config.compile import Source
-from nannyd.config.kinds import Credential, Limit, signal_name
+from nannyd.config.kinds import Limit, signal_name
 from nannyd.config.settings import Setting, catalogue, every_setting
+from nannyd.config.texts import Credential
 from nannyd.config.wording import masked
 from nannyd.core.environ import MASK, looks_secret, mask_url
 from nannyd.core.units import format_duration, format_size, parse_duration

@@ -18,8 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo  # noqa: TC002 (pydantic resolves annotations at run time)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from nannyd.config import kinds
-from nannyd.config.kinds import Credential, Kind, Limit
+from nannyd.config import kinds, texts
+from nannyd.config.kinds import Kind, Limit
+from nannyd.config.texts import Credential
 from nannyd.core.plan import KillMode, MemoryMode, Ready
 from nannyd.core.restart import RestartMode, RestartPolicy
 
@@ -31,7 +32,7 @@ _FINITE = ("a finite duration above 0", "30, 30s or 5min")
 _OPTIONAL = ("a duration above 0", "30s, 5min or none")
 _DELAY = ("a duration", "0, 500ms or 30s")
 
-VariableTable = dict[Annotated[str, kinds.variable_name], Annotated[str | Credential, kinds.variable_value]]
+VariableTable = dict[Annotated[str, texts.variable_name], Annotated[str | Credential, texts.variable_value]]
 
 
 def _kebab(name: str) -> str:
@@ -45,19 +46,19 @@ class _Section(BaseModel):
 class Worker(_Section):
     """What is run, and how."""
 
-    command: Annotated[list[str] | None, kinds.command] = Field(
+    command: Annotated[list[str] | None, texts.command] = Field(
         default=None, description="The program to run and its arguments, without a shell."
     )
-    class_: Annotated[str | None, kinds.class_name] = Field(
+    class_: Annotated[str | None, texts.class_name] = Field(
         default=None, description="A Python class to run instead of a command, `package.module:Class`."
     )
-    kwargs: dict[str, Annotated[Any, kinds.free]] = Field(
+    kwargs: dict[str, Annotated[Any, texts.free]] = Field(
         default={}, description='Keyword arguments of the class; a value may be `{ credential = "name" }`.'
     )
-    args: Annotated[list[Any], kinds.free_list] = Field(
+    args: Annotated[list[Any], texts.free_list] = Field(
         default=[], description="Positional arguments of the class."
     )
-    python: Annotated[str | None, kinds.path("/srv/app/venv/bin/python")] = Field(
+    python: Annotated[str | None, texts.path("/srv/app/venv/bin/python")] = Field(
         default=None, description="The interpreter of Python workers; by default nannyd's own."
     )
     ready: Annotated[Ready | None, kinds.choice(Ready, "a kind of readiness")] = Field(
@@ -65,10 +66,10 @@ class Worker(_Section):
         description="When the worker counts as ready: as soon as it is executed (exec, the default of a"
         " command), or when it says READY=1 (notify, the default of a class).",
     )
-    working_directory: Annotated[str | None, kinds.path("/srv/app")] = Field(
+    working_directory: Annotated[str | None, texts.path("/srv/app")] = Field(
         default=None, description="Where the worker starts; by default where nannyd runs."
     )
-    local_directory: Annotated[str | None, kinds.path("/var/tmp")] = Field(  # noqa: S108 (an example)
+    local_directory: Annotated[str | None, texts.path("/var/tmp")] = Field(  # noqa: S108 (an example)
         default=None,
         description="Where the worker's private scratch directory is made; by default $STATE_DIRECTORY,"
         " else $TMPDIR.",
@@ -106,10 +107,10 @@ class Worker(_Section):
         description="How many threads the worker uses: its share of the CPUs is its share of an automatic"
         " memory limit.",
     )
-    preload: Annotated[list[str], kinds.strings("a list of modules", 'for example ["my.module"]')] = Field(
+    preload: Annotated[list[str], texts.strings("a list of modules", 'for example ["my.module"]')] = Field(
         default=[], description="Modules, or .py files, that run inside the worker before the class."
     )
-    preload_argv: Annotated[list[str] | list[list[str]], kinds.preload_argv] = Field(
+    preload_argv: Annotated[list[str] | list[list[str]], texts.preload_argv] = Field(
         default=[], description="Arguments of the preloads: one list for all of them, or a list for each."
     )
 
@@ -187,7 +188,7 @@ class Nanny(_Section):
         description="Like environ, but in place when the program is executed: malloc, ld.so and the Python"
         " interpreter read theirs only then.",
     )
-    unset: Annotated[list[str], kinds.unset] = Field(
+    unset: Annotated[list[str], texts.unset] = Field(
         default=[], description="Variables of nannyd's own environment that the worker does not get."
     )
 

@@ -150,8 +150,6 @@ class Life:
             if inside is not None:
                 inside.close()
         self.pid = self._child.pid
-        if self.scratch is not None:
-            self.scratch.record(self.pid)
         place.loop.add_reader(self._child.pidfd, self._main_exited)
         if worker.python is not None:
             self._say_on_channel(self._specification())

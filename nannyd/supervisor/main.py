@@ -18,7 +18,7 @@ from nannyd.core import plan as plans
 from nannyd.core.errors import ExitCode
 from nannyd.core.plan import LogFormat, MemoryMode, Plan
 from nannyd.core.units import format_size
-from nannyd.supervisor import logs, notices, scratch
+from nannyd.supervisor import leftover, logs, notices, scratch
 from nannyd.supervisor.cgroup import Delegation
 from nannyd.supervisor.control import Control
 from nannyd.supervisor.helpers import Helpers
@@ -91,7 +91,7 @@ async def _serve(plan: Plan, runtime: Path, log_format: LogFormat) -> int:
     )
     if delegation is not None:
         await _end_leftovers(delegation)
-    _sweep(plan, helpers)
+    await _sweep(plan, helpers)
     return await _run(supervisor, helpers, runtime)
 
 
@@ -185,11 +185,13 @@ async def _end_leftovers(delegation: Delegation) -> None:
             say(notices.LEFTOVER_ENDED, what=f"processes {', '.join(map(str, pids))} in {leaf.path}")
 
 
-def _sweep(plan: Plan, helpers: Helpers) -> None:
-    """Remove the scratch directories of earlier lives whose nannyd crashed."""
+async def _sweep(plan: Plan, helpers: Helpers) -> None:
+    """End what lives of workers whose nannyd crashed, and remove their scratch directories."""
     try:
         parent = scratch.place(plan.worker.local_directory, os.environ, plan.name)
         for path in scratch.abandoned(parent):
+            if pids := await leftover.end(path):
+                say(notices.LEFTOVER_ENDED, what=f"processes {', '.join(map(str, pids))}")
             helpers.remove(path, lambda: None)
     except OSError as error:
         say(notices.SCRATCH_FAILED, path=error.filename, detail=error)

@@ -4,9 +4,9 @@
     PLACE/worker-7-3f09c1.owner    whose it is; locked by the nannyd that made it
 
 After a crash of nannyd the next one sweeps what is left: a directory whose owner file is locked belongs to
-a living nannyd, one whose recorded worker still lives is in use; neither is touched.  Removal is left to
-rm(1): it works by descriptors, follows no link, stays on its file system, and however much there is to
-remove, it does not hold up the supervisor.
+a living nannyd and is not touched; the others' workers, if they still live, are ended first (`leftover`).
+Removal is left to rm(1): it works by descriptors, follows no link, stays on its file system, and however
+much there is to remove, it does not hold up the supervisor.
 """
 
 from __future__ import annotations
@@ -87,10 +87,6 @@ class Scratch:
             os.close(self._lock)
             raise
 
-    def record(self, pid: int) -> None:
-        """Write down whose it is, for a nannyd that may have to sweep."""
-        os.pwrite(self._lock, f"{pid} {start_time(pid)}\n".encode(), 0)
-
     def forget(self) -> None:
         """Give up the lock after the removal."""
         self._owner.unlink(missing_ok=True)
@@ -98,31 +94,18 @@ class Scratch:
 
 
 def abandoned(parent: Path) -> list[Path]:
-    """Return the scratch directories in *parent*, a `place`, that nobody uses any more."""
+    """Return the scratch directories in *parent*, a `place`, whose nannyd is gone."""
     found = []
     for owner in sorted(parent.glob("worker-*.owner")):
         descriptor = os.open(owner, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            recorded = os.pread(descriptor, 64, 0).decode().split()
-            if len(recorded) != 2 or start_time(int(recorded[0])) != recorded[1]:
-                found.append(owner.with_suffix(""))
+            found.append(owner.with_suffix(""))
         except BlockingIOError:
             pass  # a living nannyd's
         finally:
             os.close(descriptor)
     return found
-
-
-def start_time(pid: int) -> str:
-    """Return boot and start time of process *pid*, which nobody else can have, or an empty string."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-    # Field 22, counted after the command's closing parenthesis (proc_pid_stat(5)).
-    return f"{boot}-{text.rpartition(')')[2].split()[19]}"
 
 
 def removal(path: Path) -> list[str]:

@@ -4,6 +4,8 @@ After every test no unit, no process of a unit and no core dump is left, or the 
 """
 
 import json
+import re
+import shutil
 import subprocess
 import textwrap
 import time
@@ -24,6 +26,8 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 UNITS = Path("/run/systemd/system")
 CGROUPS = Path("/sys/fs/cgroup")
 CORE_DUMPS = Path("/run/core-dumps")
+CONFIGURATION = Path("/etc/nannyd")
+RUDE = Path(__file__).parents[2] / "workers" / "rude.py"
 COMMAND_TIMEOUT = 60.0
 
 
@@ -145,6 +149,91 @@ class Unit:
 UnitFactory = Callable[..., Unit]
 
 
+@dataclass(frozen=True, slots=True)
+class Nannyd(Unit):
+    """An instance of nannyd@.service."""
+
+    journal: Journal
+
+    @property
+    def instance(self) -> str:
+        return self.name.removeprefix("nannyd@").removesuffix(".service")
+
+    @property
+    def state(self) -> Path:
+        """The state directory, where the worker may write."""
+        return Path("/var/lib/nannyd", self.instance)
+
+    def configure(self, text: str) -> None:
+        """Write the instance's configuration."""
+        CONFIGURATION.mkdir(exist_ok=True)
+        (CONFIGURATION / f"{self.instance}.toml").write_text(textwrap.dedent(text))
+
+    def override(self, settings: str) -> None:
+        """Add settings of [Service] to the unit."""
+        directory = UNITS / f"{self.name}.d"
+        directory.mkdir(exist_ok=True)
+        (directory / "test.conf").write_text("[Service]\n" + textwrap.dedent(settings))
+        run_command("systemctl", "daemon-reload")
+
+    def clear(self) -> None:
+        """Remove what `configure` and `override` wrote, and the state."""
+        (CONFIGURATION / f"{self.instance}.toml").unlink(missing_ok=True)
+        for directory in (UNITS / f"{self.name}.d", self.state):
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def reload(self, *, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return run_command("systemctl", "reload", self.name, check=check)
+
+    @property
+    def status(self) -> str:
+        """The status sentence."""
+        return self.show("StatusText")
+
+    @property
+    def worker(self) -> int:
+        """The pid of the running worker."""
+        found = wait_until(lambda: re.match(r"worker (\d+) running", self.status), "a running worker")
+        assert found is not None
+        return int(found[1])
+
+    @property
+    def leaf(self) -> Path:
+        """The cgroup of the only life there is."""
+        leaves = list(self.cgroup.glob("worker-*"))
+        assert len(leaves) == 1, leaves
+        return leaves[0]
+
+    def events(self, event: str = "") -> list[dict[str, Any]]:
+        """Return nannyd's own records, or those of one kind."""
+        which = {"NANNYD_EVENT": event} if event else {"SYSLOG_IDENTIFIER": "nannyd"}
+        return self.journal.entries(self.name, **which)
+
+    def wait_for_event(self, event: str, number: int = 1, *, timeout: float = 10.0) -> dict[str, Any]:
+        """Wait for the so many-th record of a kind, and return it."""
+
+        def found() -> dict[str, Any] | None:
+            records = self.events(event)
+            return records[number - 1] if len(records) >= number else None
+
+        record = wait_until(found, f"{number} × {event} of {self.name}", timeout=timeout)
+        assert record is not None
+        return record
+
+
+NannydFactory = Callable[..., Nannyd]
+
+
+def rude(*vices: str | Path) -> str:
+    """Return a worker with these vices as TOML."""
+    return json.dumps(["/usr/bin/python3", "-IS", str(RUDE), *map(str, vices)])
+
+
+def shell(script: str) -> str:
+    """Return a worker that is a shell script as TOML."""
+    return json.dumps(["/bin/sh", "-c", script])
+
+
 def _is_populated(cgroup: Path) -> bool:
     try:
         return "populated 1" in (cgroup / "cgroup.events").read_text()
@@ -202,6 +291,33 @@ def unit(journal: Journal) -> Iterator[UnitFactory]:
     if units:
         run_command("systemctl", "daemon-reload")
     assert not leftover, f"processes outlived {', '.join(leftover)}"
+
+
+@pytest.fixture
+def nannyd(unit: UnitFactory, journal: Journal) -> Iterator[NannydFactory]:
+    """Return `nannyd(configuration, settings_of_the_service="", name="w", start=True)`.
+
+    nannyd must not meet a bug of its own meanwhile.
+    """
+    instances: list[Nannyd] = []
+
+    def make(configuration: str, settings: str = "", *, name: str = "w", start: bool = True) -> Nannyd:
+        made = Nannyd(f"nannyd@{name}.service", journal)
+        made.clear()
+        instances.append(made)
+        made.configure(configuration)
+        if settings:
+            made.override(settings)
+        unit(made.name, start=start)
+        return made
+
+    yield make
+    for made in instances:
+        made.discard()
+        messages = journal.messages(made.name, SYSLOG_IDENTIFIER="nannyd")
+        made.clear()
+        wrong = [text for text in messages if "bug in nannyd" in text or "Traceback" in text]
+        assert not wrong, wrong
 
 
 @pytest.fixture(autouse=True)
