@@ -191,7 +191,7 @@ class Scheduler(Peer):
 
     def command(self) -> Sequence[str | Path]:
         """Return the command line."""
-        return [sys.executable, SOURCES / "dask_peer.py", "scheduler", self._file, self._registered.path]
+        return [sys.executable, "-P", SOURCES / "dask_peer.py", "scheduler", self._file, self._registered.path]
 
     @property
     def _file(self) -> Path:
@@ -223,7 +223,7 @@ class Nanny(Peer):
 
     def command(self) -> Sequence[str | Path]:
         """Return the command line."""
-        return [sys.executable, SOURCES / "dask_peer.py", "nanny", *self._arguments]
+        return [sys.executable, "-P", SOURCES / "dask_peer.py", "nanny", *self._arguments]
 
     def own(self) -> list[int]:
         """Return the Nanny and multiprocessing's resource tracker, which it needs."""

@@ -128,7 +128,34 @@ def _read_file(path: Path, found: Found) -> None:
         line, message = _toml_error(text, str(error))
         found.complain(f"{path}:{line}", "", f"is not TOML: {message}")
     else:
+        for key in _too_big(values):
+            found.complain(str(path), key, "has a number that does not fit into 64 bits; write a smaller one")
         found.add(Origin(str(path)), values)
+
+
+def _too_big(value: Any, key: str = "") -> list[str]:
+    """Take numbers of more than 64 bits, which TOML does not promise and Python may not print, out of tables.
+
+    Return the keys of those tables' entries.
+    """
+    if not isinstance(value, dict):
+        return []
+    found = []
+    for name in list(value):
+        path = f"{key}.{name}" if key else name
+        if _has_too_big(value[name]):
+            found.append(path)
+            del value[name]
+        else:
+            found += _too_big(value[name], path)
+    return found
+
+
+def _has_too_big(value: Any) -> bool:
+    if isinstance(value, list):
+        # A table within a list is judged as a whole.
+        return any(_has_too_big(item) or _too_big(item) for item in value)
+    return isinstance(value, int) and abs(value) >= 1 << 63
 
 
 def _toml_error(text: str, message: str) -> tuple[int, str]:

@@ -214,7 +214,12 @@ class Settings(BaseSettings):
     """All settings of one instance; made by `from_layers`."""
 
     model_config = SettingsConfigDict(
-        extra="forbid", frozen=True, env_prefix=PREFIX, env_nested_delimiter=DELIMITER, validate_default=False
+        extra="forbid",
+        frozen=True,
+        env_prefix=PREFIX,
+        env_nested_delimiter=DELIMITER,
+        validate_default=False,
+        hide_input_in_errors=True,
     )
 
     worker: Worker = Worker()

@@ -131,8 +131,6 @@ def _free(value: Any) -> Any:
         return [_free(item) for item in value]
     if isinstance(value, date | time):
         raise WrongValueError(value, "is a date or time; write it as a string")
-    if isinstance(value, int) and abs(value) >= 1 << 63:
-        raise WrongValueError(value, "does not fit into 64 bits; write it as a string")
     return value
 
 

@@ -62,9 +62,11 @@ def is_table(value: Any, path: Path) -> bool:
     """Say whether *value* at *path* merges by key; a `{ credential = "name" }` is a value like a string."""
     if not isinstance(value, dict):
         return False
-    if len(path) < 3:
+    if len(path) == 1:
         return True
     setting = catalogue()[path[0]][path[1]]
+    if len(path) == 2:
+        return setting.is_table
     return not setting.is_variables and set(value) != {"credential"}
 
 

@@ -5,7 +5,7 @@ The measure comes near the working set of a leaf: anonymous and shared memory, w
 so a sum that calls for action is confirmed by the proportional share (Pss_Anon + Pss_Shmem of
 smaps_rollup, Linux 5.3), for which the kernel walks the page tables: too dear for every look.
 
-Plain reads: psutil costs three times as much, and does not tell anonymous from file memory.
+Plain reads: psutil does not tell anonymous from file memory.
 """
 
 from __future__ import annotations

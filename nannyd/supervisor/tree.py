@@ -9,9 +9,11 @@ everything below the supervisor is the worker's, but for the helpers it names.
   Deeper lists may be out of date when they have been read; they serve to find most at once.
 * The last process of the group is our own child by then: its SIGCHLD tells that the group is empty.
 * Who is signalled is held by a pidfd first, and found in the tree after that.
+* A process group is killed as one, forks in flight too (kill(2) holds the lock that fork(2) needs), so
+  the groups go first.  They are the worker's alone: it leads a session of its own.
 
-Weaker than a leaf in this: who forks as fast as it is killed is caught by luck, an OOM kill is not
-counted for us, and what a helper leaves behind counts as the worker's.
+Weaker than a leaf in this: who forks as fast as it is killed, each time into a new group, is caught by
+luck; an OOM kill is not counted for us; what a helper leaves behind counts as the worker's.
 """
 
 from __future__ import annotations
@@ -100,6 +102,7 @@ class Tree:
         """Become their subreaper."""
         become_subreaper()
         self._helpers = helpers
+        children(os.getpid())  # where psutil is needed, it is imported now and not after READY
         self._oom_kills = host_oom_kills()
         self._callback: Callable[[], None] | None = None
 
@@ -156,6 +159,9 @@ class Tree:
             fresh = [pid for pid in self.pids() if pid not in struck]
             if not fresh:
                 return
+            for group in self._groups(fresh):
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(group, signal.SIGKILL)
             for pid in fresh:
                 self._send(pid, signal.SIGKILL)
             struck.update(fresh)
@@ -173,6 +179,15 @@ class Tree:
     def _own(self) -> list[int]:
         helpers = self._helpers()
         return [pid for pid in children(os.getpid()) if pid not in helpers]
+
+    def _groups(self, pids: list[int]) -> set[int]:
+        """Return the process groups of *pids*, without those of our own session."""
+        own, found = os.getsid(0), set[int]()
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                if self.contains(pid) and os.getsid(pid) != own:
+                    found.add(os.getpgid(pid))
+        return found
 
     def _send(self, pid: int, number: int) -> None:
         try:

@@ -84,6 +84,11 @@ def status_of(pid: int) -> dict[str, str]:
     return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
+def catches(pid: int, number: int) -> bool:
+    """Say whether *pid* has a handler for signal *number*."""
+    return bool(int(status_of(pid)["SigCgt"], 16) >> (number - 1) & 1)
+
+
 def descriptors_of(pid: int) -> dict[int, str]:
     """Return what the open descriptors of *pid* refer to."""
     found = {}

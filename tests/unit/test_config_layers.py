@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nannyd.config import layers
@@ -254,6 +254,7 @@ _KEYS = st.sampled_from(["A", "B", "C"])
 _ENTRIES = st.dictionaries(_KEYS, st.one_of(st.text(max_size=3), st.just(value=False)), max_size=3)
 
 
+@settings(deadline=None)
 @given(st.lists(_ENTRIES, max_size=5))
 def test_the_highest_layer_that_speaks_of_an_entry_has_the_say(tables: list[dict[str, Any]]) -> None:
     stack = [Layer(Origin(f"/{i}"), {"nanny": {"environ": table}}) for i, table in enumerate(tables)]

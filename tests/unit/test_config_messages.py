@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nannyd.config.compile import LEAST_LIMIT, Request, Surroundings, compile_plan
@@ -340,8 +340,8 @@ def test_a_wrong_option_is_named_itself(option: str, value: str, line: str, tmp_
         (
             f"{WORKER}[restart]\ndelay = 90\n",
             (
-                "DIR/w.toml: restart.delay: the delay (1min 30s) is not within restart.max-delay (1min); write a"
-                " longer max-delay or a shorter delay"
+                "DIR/w.toml: restart.delay: the delay (1min 30s) is not within restart.max-delay (1min);"
+                " write a longer max-delay or a shorter delay"
             ),
         ),
         (
@@ -462,6 +462,7 @@ def _tables(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 _VALUES = st.recursive(_SCALARS, lambda inner: st.lists(inner, max_size=2) | _tables(inner), max_leaves=4)
 
 
+@settings(deadline=None)
 @given(st.sampled_from([setting.name for setting in every_setting()]), _VALUES)
 def test_any_value_is_taken_or_answered(name: str, value: Any) -> None:
     section, key = name.split(".")
@@ -481,8 +482,8 @@ def test_any_value_is_taken_or_answered(name: str, value: Any) -> None:
 
 def test_a_number_too_long_to_print_is_answered(tmp_path: Path) -> None:
     digits = "0x" + "f" * 5000
-    toml = f"[worker]\nclass = 'm:C'\nnice = {digits}\nkwargs.a = {digits}\n"
+    toml = f"[worker]\nclass = 'm:C'\nnice = {digits}\nargs = [[{digits}]]\nkwargs.a = {{ b = {digits} }}\n"
+    message = "has a number that does not fit into 64 bits; write a smaller one"
     assert problems(tmp_path, toml) == [
-        "DIR/w.toml: worker.kwargs.a: a number does not fit into 64 bits; write it as a string",
-        "DIR/w.toml: worker.nice: a number is not a nice level; write a whole number from -20 to 19",
+        f"DIR/w.toml: worker.{key}: {message}" for key in ("nice", "args", "kwargs.a.b")
     ]

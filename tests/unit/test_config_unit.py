@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nannyd.config import envfile, unit
@@ -51,11 +51,13 @@ def test_an_environment_file_is_read_by_systemds_rules(text: str, variables: dic
     assert envfile.parse(text) == variables
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_text_is_some_environment_file(text: str) -> None:
     assert all(name.isidentifier() for name in envfile.parse(text))
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(blacklist_characters="'", blacklist_categories=["Cs"])))
 def test_a_value_in_single_quotes_survives(value: str) -> None:
     assert envfile.parse(f"A='{value}'\n") == {"A": value}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nannyd.core.units import format_duration, format_size, name_problem, parse_duration, parse_size
@@ -40,21 +40,25 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         parse_size(text)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1 << 62))
 def test_bytes_survive_exactly(size: int) -> None:
     assert parse_size(f"{size}B") == size
 
 
+@settings(deadline=None)
 @given(st.integers(1, 1 << 20), st.sampled_from("KMGT"), st.sampled_from(["", "iB", "ib", " iB"]))
 def test_binary_units_are_powers_of_1024(count: int, unit: str, suffix: str) -> None:
     assert parse_size(f"{count}{unit}{suffix}".replace(" ", "")) == count << BINARY[unit]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 1 << 20), st.sampled_from("KMGT"))
 def test_decimal_units_are_powers_of_1000(count: int, unit: str) -> None:
     assert parse_size(f"{count} {unit}B") == count * 10 ** (3 * BINARY[unit] // 10)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 1 << 60))
 def test_a_formatted_size_is_within_its_last_digit(size: int) -> None:
     assert parse_size(format_size(size)) == pytest.approx(size, rel=0.06)
@@ -74,12 +78,14 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
         parse_duration(text)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 59_999))
 def test_a_short_duration_survives_to_the_millisecond(milliseconds: int) -> None:
     seconds = milliseconds / 1000
     assert parse_duration(format_duration(seconds)) == pytest.approx(seconds, abs=0.0006)
 
 
+@settings(deadline=None)
 @given(st.integers(60, 10**7))
 def test_a_long_duration_keeps_its_two_largest_units(seconds: int) -> None:
     assert parse_duration(format_duration(seconds)) == pytest.approx(seconds, rel=0.05)
@@ -111,6 +117,7 @@ def test_a_name_that_could_leave_its_directory_is_refused(name: str, part: str) 
     assert part in (name_problem(name) or "")
 
 
+@settings(deadline=None)
 @given(st.text(max_size=80))
 def test_a_name_that_is_taken_is_one_component_of_a_path(name: str) -> None:
     if name_problem(name) is None:
