@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import os
 import re
+import re
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from nannyd.core.memory import Bound
+from nannyd.core.procfs import Mount, parse_cgroup, parse_mountinfo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,17 +50,6 @@ class Roots:
     cgroup: Path = CGROUP
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
-    """One mounted cgroup hierarchy."""
-
-    controllers: frozenset[str]
-    """Empty: version 2."""
-    root: str
-    """The cgroup that is visible as the mount's root."""
-    path: Path
-
-
 @dataclass(slots=True)
 class _Place:
     """One cgroup that binds the process: its directory, and its name for people."""
@@ -86,48 +77,24 @@ def read_machine(*, pid: int | None = None, cgroup: str | None = None, roots: Ro
 # Where the process is
 
 
-def parse_cgroup(text: str) -> dict[str, str]:
-    """Return the path in each hierarchy of /proc/PID/cgroup by controller; `` is version 2 (cgroups(7))."""
-    paths: dict[str, str] = {}
-    for line in text.splitlines():
-        _, controllers, path = line.split(":", 2)
-        paths.update(dict.fromkeys(controllers.split(","), path))
-    return paths
-
-
-def parse_mountinfo(text: str) -> list[Mount]:
-    """Return the cgroup mounts of /proc/PID/mountinfo (proc(5))."""
-    mounts: list[Mount] = []
-    for line in text.splitlines():
-        before, _, after = line.partition(" - ")
-        fields, tail = before.split(), after.split()
-        if len(fields) < 5 or len(tail) < 3 or tail[0] not in ("cgroup", "cgroup2"):
-            continue
-        controllers = frozenset(tail[2].split(",") if tail[0] == "cgroup" else ())
-        mounts.append(Mount(controllers, _unescape(fields[3]), Path(_unescape(fields[4]))))
-    return mounts
-
-
-def _unescape(text: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
-
-
 def _places(process: Path, roots: Roots, cgroup: str | None) -> Iterator[_Place]:
     """Yield the process's cgroup in each hierarchy that counts, and all their ancestors."""
     paths = parse_cgroup(_read(process / "cgroup") or "") if cgroup is None else {"": cgroup}
-    mounts = parse_mountinfo(_read(process / "mountinfo") or _read(roots.proc / "self/mountinfo") or "")
+    mountinfo = _read(process / "mountinfo") or _read(roots.proc / "self/mountinfo") or ""
+    mounts = [mount for mount in parse_mountinfo(mountinfo) if mount.kind in ("cgroup", "cgroup2")]
     if not mounts and (roots.cgroup / "cgroup.controllers").exists():
-        mounts = [Mount(frozenset(), "/", CGROUP)]
+        mounts = [Mount("/", str(CGROUP), "cgroup2", frozenset())]
     seen: set[Path] = set()
     for mount in mounts:
-        controller = next(iter(mount.controllers & {"memory", "cpu"}), "") if mount.controllers else ""
-        if controller not in paths or (mount.controllers and not controller):
+        is_v2 = mount.kind == "cgroup2"
+        controller = "" if is_v2 else next(iter(mount.options & {"memory", "cpu"}), "")
+        if controller not in paths or not (is_v2 or controller):
             continue
-        base = _moved(mount.path, roots)
+        base = _moved(Path(mount.point), roots)
         for name, path in _ancestors(paths[controller], mount.root, base):
             if path not in seen:
                 seen.add(path)
-                yield _Place(name, path, is_v2=not mount.controllers)
+                yield _Place(name, path, is_v2=is_v2)
 
 
 def _moved(path: Path, roots: Roots) -> Path:

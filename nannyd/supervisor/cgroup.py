@@ -20,7 +20,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import re
 import select
 import signal
 import threading
@@ -30,42 +29,23 @@ from typing import TYPE_CHECKING, Self
 
 from nannyd.core.exits import Evidence, WaitStatus
 from nannyd.core.memory import Reading, parse_flat_keyed, read_cgroup
+from nannyd.core.procfs import parse_cgroup, parse_mountinfo
 from nannyd.supervisor.poll import host_oom_kills
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from nannyd.core.procfs import Mount
 
 SUPERVISOR = "supervisor"
 _WANTED = ("memory", "pids")
 _MARKS = ("user.delegate", "trusted.delegate")
 
 
-def parse_own_path(text: str) -> str | None:
-    """Return the path in the v2 hierarchy from /proc/PID/cgroup, as seen from our cgroup namespace."""
-    for line in text.splitlines():
-        if line.startswith("0::"):
-            return line[3:]
-    return None
-
-
-def parse_mounts(text: str) -> list[tuple[str, str]]:
-    """Return (root, mount point) of each cgroup2 file system, from proc_pid_mountinfo(5)."""
-    mounts = []
-    for line in text.splitlines():
-        fields, _, kind = line.partition(" - ")
-        if kind.split()[0] == "cgroup2":
-            root, point = fields.split()[3:5]
-            mounts.append((_unescape(root), _unescape(point)))
-    return mounts
-
-
-def _unescape(text: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
-
-
-def locate(path: str, mounts: list[tuple[str, str]]) -> Path | None:
+def locate(path: str, mounts: list[Mount]) -> Path | None:
     """Return the directory of cgroup *path*; None: no mount shows it."""
-    for root, point in mounts:
+    for mount in mounts:
+        root, point = mount.root, mount.point
         if f"{path}/".startswith(f"{root.rstrip('/')}/") and "/.." not in path:
             return Path(point + path.removeprefix(root.rstrip("/"))) if path != root else Path(point)
     return None
@@ -86,8 +66,9 @@ class Delegation:
     @classmethod
     def find(cls, proc: Path = Path("/proc/self")) -> tuple[Self | None, str]:
         """Return the delegation, taken into possession; or None and why there is none, in words."""
-        path = parse_own_path((proc / "cgroup").read_text())
-        mounts = parse_mounts((proc / "mountinfo").read_text())
+        path = parse_cgroup((proc / "cgroup").read_text()).get("")
+        mounted = parse_mountinfo((proc / "mountinfo").read_text())
+        mounts = [mount for mount in mounted if mount.kind == "cgroup2"]
         own = None if path is None else locate(path, mounts)
         if path is None or own is None:
             return None, "no cgroup v2 file system is mounted here"
@@ -105,7 +86,7 @@ class Delegation:
                     (directory / SUPERVISOR).rmdir()
             why = {errno.EBUSY: "other processes live in it", errno.EROFS: "it is mounted read-only"}
             return None, f"{path} cannot be used: {why.get(error.errno or 0, error.strerror)}"
-        mount = next(Path(point) for _, point in mounts if directory.is_relative_to(point))
+        mount = next(Path(mount.point) for mount in mounts if directory.is_relative_to(mount.point))
         return cls(directory, path if directory is own else os.path.dirname(path) or "/", mount), ""  # noqa: PTH120
 
     def leaf(self, number: int) -> Leaf:
@@ -322,7 +303,7 @@ class Leaf:
     def contains(self, pid: int) -> bool | None:
         """Say whether process *pid* lives in the leaf; None: it is gone."""
         try:
-            path = parse_own_path(Path(f"/proc/{pid}/cgroup").read_text())
+            path = parse_cgroup(Path(f"/proc/{pid}/cgroup").read_text()).get("")
         except (FileNotFoundError, ProcessLookupError):
             return None
         return path is not None and f"{path}/".startswith(f"{self.path}/")

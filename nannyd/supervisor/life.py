@@ -100,6 +100,7 @@ class Life:
         """Execute the worker.  Raises SpawnError with everything given back."""
         try:
             self._make()
+            self._begin_watch(report)  # before there is anything to miss
             self._spawn()
         except (SpawnError, OSError) as error:
             group, self._status = self.group, None
@@ -109,7 +110,6 @@ class Life:
             if isinstance(error, SpawnError):
                 raise
             raise SpawnError(str(error.filename or error), error.errno or errno.EIO) from error
-        self._begin_watch(report)
 
     def _make(self) -> None:
         place, worker = self._place, self.plan.worker
@@ -290,6 +290,8 @@ class Life:
         elif self._child is not None and self._status is None:
             self._child.signal(number)
             self._child.signal(signal.SIGCONT)
+        if self.watch is not None:
+            self.watch.lift()
 
     def kill(self) -> None:
         """Kill the whole group."""

@@ -16,6 +16,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nannyd.core.procfs import parse_mountinfo
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -60,15 +62,11 @@ def _made(base: Path, *names: str) -> Path:
 
 
 def filesystem_of(path: str, mountinfo: str | None = None) -> str:
-    """Return the type of the file system that holds *path* (proc_pid_mountinfo(5))."""
+    """Return the type of the file system that holds *path*."""
     text = Path("/proc/self/mountinfo").read_text() if mountinfo is None else mountinfo
-    real, best, kind = os.path.realpath(path), "", ""
-    for line in text.splitlines():
-        fields, _, after = line.partition(" - ")
-        point = fields.split()[4].encode().decode("unicode_escape")
-        if (real + "/").startswith(point.rstrip("/") + "/") and len(point) >= len(best):
-            best, kind = point, after.split()[0]
-    return kind
+    real = Path(os.path.realpath(path))
+    holding = [mount for mount in parse_mountinfo(text) if real.is_relative_to(mount.point)]
+    return max(holding, key=lambda mount: len(mount.point)).kind if holding else ""
 
 
 class Scratch:

@@ -45,6 +45,9 @@ class Watch(Protocol):
     def apply(self, thresholds: Thresholds, swap: int | None) -> None:
         """Put new thresholds in force."""
 
+    def lift(self) -> None:
+        """Nothing is to slow down a worker that was asked to end; only the wall stays."""
+
     def close(self) -> None:
         """Stop watching."""
 
@@ -75,18 +78,25 @@ class Tripwire:
 
     def _touched(self) -> None:
         """Judge what made the kernel ring."""
-        if self._decided:
-            return
+        if not self._decided and not self._judge():
+            self._look_away()
+
+    def _judge(self) -> bool:
+        """Say what there is to say, and draw the wire accordingly; say whether there was something."""
         reading = self._leaf.reading()
         said = verdict(reading.working_set, self._thresholds, warned=self._warned)
         if said is Verdict.FINE:
-            self._look_away()
-            return
+            return False
         self._warned = True
-        # A worker that is throttled cannot shut down: the wire is lifted before it is asked to.
-        self._decided = said is Verdict.TERMINATE
+        if said is Verdict.TERMINATE:
+            # The wire stays, to hold the worker back until it was asked to end: then it is lifted.
+            self._decided = True
+        else:
+            self._arm()
         self._report(said, reading, False)
-        self._arm()
+        if said is Verdict.WARN:
+            self._judge()  # it may have passed the next rung before the wire was there
+        return True
 
     def _look_away(self) -> None:
         """It was page cache, which the kernel reclaims by itself; a busy one must not keep us awake."""
@@ -108,10 +118,16 @@ class Tripwire:
         """Move wall and wire; a worker already above them is judged first, not squeezed."""
         self._thresholds = thresholds
         self._warned = False
-        self._touched()
+        if not self._decided:
+            self._judge()
         if not self._decided:
             self._leaf.set_limits(thresholds.max, swap)
             self._arm()
+
+    def lift(self) -> None:
+        """Lift the wire: a worker that is throttled cannot shut down."""
+        self._decided = True
+        self._arm()
 
     def close(self) -> None:
         """Stop watching; the leaf stays."""
@@ -179,6 +195,9 @@ class Poller:
         self._thresholds = thresholds
         self._warned = False
         self._look()
+
+    def lift(self) -> None:
+        """Nothing: looking slows nobody down."""
 
     def close(self) -> None:
         """Stop looking."""

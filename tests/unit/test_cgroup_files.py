@@ -7,24 +7,12 @@ import pytest
 
 from nannyd.core.exits import WaitStatus
 from nannyd.core.memory import Reading
+from nannyd.core.procfs import Mount
 from nannyd.supervisor import cgroup
-from nannyd.supervisor.cgroup import Delegation, Leaf, locate, parse_mounts, parse_own_path
+from nannyd.supervisor.cgroup import Delegation, Leaf, locate
 from nannyd.supervisor.poll import parse_status, parse_vmstat, size
 
 UNIT = "/system.slice/system-nannyd.slice/nannyd@w.service"
-
-HYBRID = """\
-9:name=systemd:/user.slice
-4:memory:/user.slice
-0::/user.slice/session-1.scope
-"""
-
-MOUNTS = """\
-22 28 0:20 / /proc rw,nosuid - proc proc rw
-31 23 0:28 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate,memory_recursiveprot
-99 23 0:28 /a\\040b /mnt/with\\040space rw - cgroup2 cgroup2 rw
-35 31 0:32 / /old rw,relatime - cgroup cgroup rw,memory
-"""
 
 EVENTS = "low 0\nhigh 3\nmax 0\noom {oom}\noom_kill {kill}\noom_group_kill 0\n"
 
@@ -43,16 +31,6 @@ slab_unreclaimable 524288
 """
 
 
-def test_own_path_is_the_one_of_version_2() -> None:
-    assert parse_own_path(HYBRID) == "/user.slice/session-1.scope"
-    assert parse_own_path("4:memory:/x\n") is None
-    assert parse_own_path("0::/with:colon\n") == "/with:colon"
-
-
-def test_mounts_of_version_2_with_their_escapes() -> None:
-    assert parse_mounts(MOUNTS) == [("/", "/sys/fs/cgroup"), ("/a b", "/mnt/with space")]
-
-
 @pytest.mark.parametrize(
     ("path", "mounts", "directory"),
     [
@@ -67,7 +45,8 @@ def test_mounts_of_version_2_with_their_escapes() -> None:
     ],
 )
 def test_where_a_cgroup_is_mounted(path: str, mounts: list[tuple[str, str]], directory: str | None) -> None:
-    assert locate(path, mounts) == (None if directory is None else Path(directory))
+    mounted = [Mount(root, point, "cgroup2", frozenset()) for root, point in mounts]
+    assert locate(path, mounted) == (None if directory is None else Path(directory))
 
 
 def test_fields_of_a_process() -> None:

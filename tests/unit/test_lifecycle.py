@@ -149,7 +149,7 @@ def run(
     return worker, done
 
 
-START = [(0.0, StartRequested()), (0.0, Spawned(1))]
+START: list[tuple[float, Event]] = [(0.0, StartRequested()), (0.0, Spawned(1))]
 UP: list[tuple[float, Event]] = [*START, (1.0, WorkerReady(1))]
 
 
@@ -359,12 +359,27 @@ policies = st.builds(
     watchdog=st.sampled_from([None, 2.0]),
     kill_mode=st.sampled_from(list(KillMode)),
 )
-news = st.sampled_from("ready stopping alive hung extends memory wall main exit-0 exit-1 segv late".split())
+news = st.sampled_from(
+    [
+        "ready",
+        "stopping",
+        "alive",
+        "hung",
+        "extends",
+        "memory",
+        "wall",
+        "main",
+        "exit-0",
+        "exit-1",
+        "segv",
+        "late",
+    ]
+)
 turns = st.lists(st.tuples(st.sampled_from([0.0, 0.1, 1.0, 7.0, 100.0]), requests, news), max_size=60)
 
 
 def tell(word: str, life: int) -> Event:
-    return {
+    events: dict[str, Event] = {
         "ready": WorkerReady(life),
         "stopping": WorkerStopping(life),
         "alive": WorkerAlive(life),
@@ -377,7 +392,8 @@ def tell(word: str, life: int) -> Event:
         "exit-1": Exited(life, EXITED_1),
         "segv": Exited(life, Evidence(WaitStatus(signal=11, core=True))),
         "late": Exited(max(0, life - 1), EXITED_1),
-    }[word]
+    }
+    return events[word]
 
 
 class World:
@@ -469,13 +485,13 @@ def test_an_obedient_worker_is_never_killed(policy: Policy, history: list[str]) 
             world.send(WorkerReady(life))
         if world.alive:
             world.send(WorkerAlive(life))
-        event = {
+        requests: dict[str, Event] = {
             "stop": StopRequested("test"),
             "restart": RestartRequested("test"),
             "memory": MemoryExceeded(life, "too much"),
             "start": StartRequested(),
-        }[word]
-        world.send(event)
+        }
+        world.send(requests[word])
         world.pass_time(0.1)
         if world.worker.state is State.STOP_SIGTERM:
             world.send(Exited(world.worker.generation, EXITED_0))
