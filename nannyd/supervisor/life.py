@@ -69,6 +69,8 @@ class Place:
     output: Callable[[], int]
     """Opens where the worker's output goes; the caller closes it."""
     post: Callable[[Event], None]
+    noted: Callable[[], None]
+    """Is called when the worker has a new STATUS=."""
 
 
 class Life:
@@ -249,7 +251,9 @@ class Life:
         if self.group is not None and sender != self.pid and self.group.contains(sender) is False:
             say(FOREIGN_MESSAGE, sender_pid=sender, worker_pid=self.pid)
             return
-        self.note = said.get("STATUS", self.note)
+        if said.get("STATUS", self.note) != self.note:
+            self.note = said["STATUS"]
+            self._place.noted()
         self.address = said.get("X_NANNYD_ADDRESS", self.address)
         self.directory = said.get("X_NANNYD_DIRECTORY", self.directory)
         if said.get("ERRNO", "").isdigit():

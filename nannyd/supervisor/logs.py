@@ -75,13 +75,10 @@ class JournalHandler(logging.Handler):
             **getattr(record, "fields", {}),
         }
         try:
-            self._send(*(f"{key.upper()}={_plain(value)}" for key, value in fields.items()))
+            # What is unknown has no field.
+            self._send(*(f"{key.upper()}={value}" for key, value in fields.items() if value is not None))
         except OSError:
             self.handleError(record)
-
-
-def _plain(value: object) -> str:
-    return "" if value is None else str(value)
 
 
 class Text(logging.Formatter):

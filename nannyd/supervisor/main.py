@@ -78,6 +78,7 @@ async def _serve(plan: Plan, runtime: Path, log_format: LogFormat) -> int:
         sampler=Sampler() if weaker else None,
         output=_output(plan.name, log_format),
         post=lambda event: None,
+        noted=lambda: None,
     )
     supervisor = Supervisor(plan, place, helpers, weaker if watched else "")
     if trees is not None:

@@ -25,6 +25,16 @@ class Notice:
     """A format string; its names, in upper case, are the journal's fields."""
 
 
+class Aside(str):
+    """A field that the text shows in parentheses, if there is anything in it."""
+
+    __slots__ = ()
+
+    def __format__(self, _: str) -> str:
+        """Return ` (…)` or nothing."""
+        return f" ({self})" if self else ""
+
+
 class Fields(dict[str, Any]):
     """What a record says beside its text, found by handlers as `record.fields`."""
 

@@ -62,6 +62,7 @@ or a back-off takes is the worker's and nannyd's to limit."""
 _CALM_DOWN_EVERY = 15.0
 """Without systemd's watchdog, a worker that was warned is looked at this often."""
 _STOP_MARGIN = 5.0
+_NOTE_DELAY = 0.1
 _STATUS_EVERY = 15.0
 """Without a watchdog, how often the sentence of `systemctl status` is brought up to date."""
 
@@ -75,7 +76,7 @@ class Supervisor:
         self.worker = Worker()
         self.life: Life | None = None
         self.queue: asyncio.Queue[Item] = asyncio.Queue()
-        self._place = replace(place, post=self.post)
+        self._place = replace(place, post=self.post, noted=self.noted)
         self._helpers = helpers
         self._weaker = weaker
         self._loop = place.loop
@@ -86,6 +87,8 @@ class Supervisor:
         self._was_ready = False
         self._interrupted = False
         self._overdue: list[str] = []
+        self._excess: dict[str, object] = {}
+        self._noting = False
 
     def post(self, item: Item) -> None:
         """Queue an event, or a function to call in its turn."""
@@ -116,11 +119,13 @@ class Supervisor:
         policy = self._policy()
         self._now = self._loop.time()
         self.worker, effects = step(before, event, self._now, policy)
+        # A signal does not wait for what is said about it, a start does for the end of the life before.
+        for effect in effects:
+            self._signal(effect)
         self._tell(before, event)
         for effect in effects:
-            answer = self._perform(effect)
-            if answer is not None:
-                self.handle(answer)
+            if isinstance(effect, Spawn):
+                self.handle(self._spawn(effect.generation))
         if self.worker.state is not before.state or self.worker.generation != before.generation:
             self.show()
         if self.worker.state is State.STOP_SIGTERM and self.worker.deadline != before.deadline:
@@ -141,17 +146,16 @@ class Supervisor:
 
     # --- Deeds ------------------------------------------------------------------------------------
 
-    def _perform(self, effect: Effect) -> Event | None:
+    def _signal(self, effect: Effect) -> None:
+        if self.life is None:
+            return
         match effect:
-            case Spawn(generation):
-                return self._spawn(generation)
             case AskToStop(timeout, reason, abort):
-                if self.life is not None:
-                    self.life.ask_to_stop(timeout, reason, abort=abort)
+                self.life.ask_to_stop(timeout, reason, abort=abort)
             case Kill():
-                if self.life is not None:
-                    self.life.kill()
-        return None
+                self.life.kill()
+            case Spawn():
+                pass
 
     def _spawn(self, generation: int) -> Event:
         life = Life(self._place, self.plan, generation)
@@ -196,16 +200,15 @@ class Supervisor:
             self.show()
             return
         pids = life.group.pids() if life.group is not None else []
-        say(
-            notices.MEMORY_TERMINATE,
+        self._excess = {  # looked at now, told when the worker was asked to end
             **fields,
-            breakdown=parts(reading),
-            largest=", ".join(f"{use.comm} {use.pid} {format_size(use.size)}" for use in breakdown(pids, 3)),
-            memory_anon=reading.anon,
-            memory_shmem=reading.shmem,
-            memory_kernel=reading.kernel,
-            memory_swap=reading.swap,
-        )
+            "breakdown": parts(reading),
+            "largest": ", ".join(f"{it.comm} {it.pid} {format_size(it.size)}" for it in breakdown(pids, 3)),
+            "memory_anon": reading.anon,
+            "memory_shmem": reading.shmem,
+            "memory_kernel": reading.kernel,
+            "memory_swap": reading.swap,
+        }
         rule = "max" if wall else "terminate"
         detail = f"memory.{rule}: {fields['used']} of {fields['limit']} ({fields['share']})"
         self.post(MemoryExceeded(life.generation, detail, wall=wall))
@@ -217,6 +220,9 @@ class Supervisor:
         life = self.life
         if after.exit is not None and after.exit is not before.exit:
             self._tell_exit(after)
+        if isinstance(event, MemoryExceeded) and self._excess and after.stop is not before.stop:
+            say(notices.MEMORY_TERMINATE, **self._excess)
+            self._excess = {}
         if after.state is before.state and after.generation == before.generation:
             if isinstance(event, DeadlineReached) and after.state is State.STOP_SIGKILL:
                 pids = life.group.pids() if life is not None and life.group is not None else []
@@ -275,7 +281,7 @@ class Supervisor:
             uptime=format_duration(self._loop.time() - life.began),
             result=exit_.result,
             who=exit_.who,
-            detail=f" ({exit_.detail})" if exit_.detail else "",
+            detail=notices.Aside(exit_.detail),
             exit_status=exit_.status.code,
             exit_signal=exit_.status.signal,
         )
@@ -296,6 +302,16 @@ class Supervisor:
         """Bring the status sentence up to date."""
         if self.systemd.present:
             self.systemd.status(self.sentence())
+
+    def noted(self) -> None:
+        """Show the worker's new STATUS= soon; a worker that says one after the other costs little."""
+        if not self._noting and self.systemd.present:
+            self._noting = True
+            self._loop.call_later(_NOTE_DELAY, self.post, self._show_note)
+
+    def _show_note(self) -> None:
+        self._noting = False
+        self.show()
 
     def sentence(self) -> str:
         """Return how the instance is, in one sentence."""

@@ -87,23 +87,40 @@ def at(state: State, goal: Goal = Goal.UP) -> Worker:
 
 
 EXPECTED = {
-    # (state, goal): the state after each of events(), in order
-    State.INACTIVE: "start inactive start inactive inactive inactive inactive inactive inactive inactive "
-    "inactive inactive inactive inactive inactive inactive",
-    State.FAILED: "start failed start failed failed failed failed failed failed failed failed failed failed "
-    "failed failed failed",
-    State.START: "start stop-sigterm stop-sigterm stop-sigkill start auto-restart running stop-sigterm start "
-    "stop-sigterm start stop-sigterm stop-sigkill stop-sigkill auto-restart stop-sigterm",
-    State.RUNNING: "running stop-sigterm stop-sigterm stop-sigkill running running running stop-sigterm running "
-    "stop-sigterm running stop-sigterm stop-sigkill stop-sigkill auto-restart stop-sigterm",
-    State.STOP_SIGTERM: "stop-sigterm stop-sigterm stop-sigterm stop-sigkill stop-sigterm stop-sigterm "
-    "stop-sigterm stop-sigterm stop-sigterm stop-sigterm stop-sigterm stop-sigterm stop-sigkill stop-sigkill "
-    "auto-restart stop-sigkill",
-    State.STOP_SIGKILL: "stop-sigkill stop-sigkill stop-sigkill stop-sigkill stop-sigkill stop-sigkill "
-    "stop-sigkill stop-sigkill stop-sigkill stop-sigkill stop-sigkill stop-sigkill stop-sigkill stop-sigkill "
-    "auto-restart stop-sigkill",
-    State.AUTO_RESTART: "start inactive start auto-restart auto-restart auto-restart auto-restart auto-restart "
-    "auto-restart auto-restart auto-restart auto-restart auto-restart auto-restart auto-restart start",
+    # state: the state after each of events(), in order
+    State.INACTIVE: (
+        "start inactive start inactive inactive inactive inactive inactive inactive inactive "
+        "inactive inactive inactive inactive inactive inactive"
+    ),
+    State.FAILED: (
+        "start failed start failed failed failed failed failed failed failed failed failed "
+        "failed failed failed failed"
+    ),
+    State.START: (
+        "start stop-sigterm stop-sigterm stop-sigkill start auto-restart running stop-sigterm "
+        "start stop-sigterm start stop-sigterm stop-sigkill stop-sigkill auto-restart "
+        "stop-sigterm"
+    ),
+    State.RUNNING: (
+        "running stop-sigterm stop-sigterm stop-sigkill running running running stop-sigterm "
+        "running stop-sigterm running stop-sigterm stop-sigkill stop-sigkill auto-restart "
+        "stop-sigterm"
+    ),
+    State.STOP_SIGTERM: (
+        "stop-sigterm stop-sigterm stop-sigterm stop-sigkill stop-sigterm stop-sigterm "
+        "stop-sigterm stop-sigterm stop-sigterm stop-sigterm stop-sigterm stop-sigterm "
+        "stop-sigkill stop-sigkill auto-restart stop-sigkill"
+    ),
+    State.STOP_SIGKILL: (
+        "stop-sigkill stop-sigkill stop-sigkill stop-sigkill stop-sigkill stop-sigkill "
+        "stop-sigkill stop-sigkill stop-sigkill stop-sigkill stop-sigkill stop-sigkill "
+        "stop-sigkill stop-sigkill auto-restart stop-sigkill"
+    ),
+    State.AUTO_RESTART: (
+        "start inactive start auto-restart auto-restart auto-restart auto-restart auto-restart "
+        "auto-restart auto-restart auto-restart auto-restart auto-restart auto-restart "
+        "auto-restart start"
+    ),
 }
 
 PAIRS = [
