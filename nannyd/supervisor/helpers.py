@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nannyd.supervisor import scratch
@@ -17,7 +16,10 @@ from nannyd.supervisor.spawn import Child, Program, SpawnError, spawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
+_OOM_SCORE_ADJ = 1000
+"""Where memory runs out in the unit, a reload fails rather than the worker."""
 _LARGEST = 16 << 20
 """Bytes of output that are read from a helper."""
 
@@ -29,7 +31,6 @@ class Helpers:
         """Start with none."""
         self._loop = loop
         self._running: dict[int, Child] = {}
-        self._oom_score_adj = int(Path("/proc/self/oom_score_adj").read_text())
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -58,7 +59,7 @@ class Helpers:
             working_directory="/",
             umask=None,
             nice=None,
-            oom_score_adj=self._oom_score_adj,
+            oom_score_adj=_OOM_SCORE_ADJ,
             stdout=output,
             stderr=2,
             channel=None,

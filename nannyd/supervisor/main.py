@@ -67,14 +67,15 @@ async def _serve(plan: Plan, runtime: Path, log_format: LogFormat) -> int:
     if plan.memory.mode is MemoryMode.CGROUP and weaker:
         say(notices.START_FAILED, detail=f"memory.mode is cgroup, but {weaker}")
         return ExitCode.COULD_NOT_START
-    trees = _trees() if delegation is None else None
+    # PID 1 of a container gets every orphan, with a leaf too.
+    trees = _trees() if delegation is None or os.getpid() == 1 else None
     watched = plan.memory.thresholds.limit is not None
     place = Place(
         loop=loop,
         runtime=runtime,
         library=_library(runtime),
         delegation=delegation,
-        tree=None if trees is None else functools.partial(trees.Tree, helpers.pids),
+        tree=None if trees is None or delegation is not None else functools.partial(trees.Tree, helpers.pids),
         sampler=Sampler() if weaker else None,
         output=_output(plan.name, log_format),
         post=lambda event: None,
