@@ -29,6 +29,11 @@ def parse(datagram: bytes) -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
+def parse_unsigned(text: str) -> int | None:
+    """Return the number that *text* is, at most 20 digits as 64 bits have; None for anything else."""
+    return int(text) if len(text) <= 20 and text.isascii() and text.isdigit() else None
+
+
 def format_error(text: str) -> str:
     """Return *text* (many lines) as the one-line value of X_NANNYD_ERROR."""
     return json.dumps(text[-ERROR_MAX:], ensure_ascii=False)
@@ -38,7 +43,7 @@ def parse_error(value: str) -> str:
     """Return the text of an X_NANNYD_ERROR, or the value itself where it is no JSON string."""
     try:
         text = json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return value
     return text if isinstance(text, str) else value
 

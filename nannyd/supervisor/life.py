@@ -256,8 +256,7 @@ class Life:
             self._place.noted()
         self.address = said.get("X_NANNYD_ADDRESS", self.address)
         self.directory = said.get("X_NANNYD_DIRECTORY", self.directory)
-        if said.get("ERRNO", "").isdigit():
-            self.errno = int(said["ERRNO"])
+        self.errno = wire.parse_unsigned(said.get("ERRNO", "")) or self.errno
         if "X_NANNYD_ERROR" in said:
             text = wire.parse_error(said["X_NANNYD_ERROR"]).strip()
             self.error = text.rpartition("\n")[2][:_LINE_MAX]
@@ -275,8 +274,9 @@ class Life:
             events.append(WorkerAlive(life))
         if said.get("WATCHDOG") == "trigger":
             events.append(WorkerHung(life))
-        if said.get("EXTEND_TIMEOUT_USEC", "").isdigit():
-            events.append(WorkerExtends(life, int(said["EXTEND_TIMEOUT_USEC"]) / 1e6))
+        extension = wire.parse_unsigned(said.get("EXTEND_TIMEOUT_USEC", ""))
+        if extension is not None:
+            events.append(WorkerExtends(life, extension / 1e6))
         return events
 
     # --- Its end ----------------------------------------------------------------------------------

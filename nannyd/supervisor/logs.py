@@ -76,7 +76,7 @@ class JournalHandler(logging.Handler):
         }
         try:
             # What is unknown has no field.
-            self._send(*(f"{key.upper()}={value}" for key, value in fields.items() if value is not None))
+            self._send(*(f"{key.upper()}={value!s}" for key, value in fields.items() if value is not None))
         except OSError:
             self.handleError(record)
 

@@ -32,7 +32,7 @@ class Aside(str):
 
     def __format__(self, _: str) -> str:
         """Return ` (…)` or nothing."""
-        return f" ({self})" if self else ""
+        return f" ({self!s})" if self else ""
 
 
 class Fields(dict[str, Any]):

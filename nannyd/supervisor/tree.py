@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _PR_SET_CHILD_SUBREAPER = 36
 
+_libc = ctypes.CDLL(None, use_errno=True)
+
 KILL_PASSES = 100
 """Looks for new processes in one `kill`, against a worker that forks while it is killed."""
 
@@ -42,8 +44,7 @@ _LISTED = Path("/proc/thread-self/children").exists()
 
 def become_subreaper(*, now: bool = True) -> None:
     """Make orphaned descendants of this process its children, or let them go again.  Raises OSError."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(now), 0, 0, 0) != 0:
+    if _libc.prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(now), 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "PR_SET_CHILD_SUBREAPER")
 
 
