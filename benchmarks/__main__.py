@@ -68,17 +68,17 @@ def run(names: list[str], lab: Lab) -> tuple[list[Row], list[str], dict[str, flo
         try:
             rows += BENCHMARKS[name](lab)
         except BenchmarkError as error:
-            troubles.append(f"{name}: {error}")
+            troubles.append("\n".join([f"{name}: {error}", *getattr(error, "__notes__", [])]))
         seconds[name] = round(time.monotonic() - began, 1)
     return rows, troubles, seconds
 
 
 def circumstances(seconds: dict[str, float]) -> dict[str, Any]:
     """Return when, where and with what was measured."""
-    load = ", ".join(f"{value:.2f}" for value in os.getloadavg())
+    machine = f"{platform.system()} {platform.release()}, {_processor()}, {os.cpu_count()} CPUs"
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": f"{platform.system()} {platform.release()}, {_processor()}, {os.cpu_count()} CPUs, load {load}",
+        "machine": f"{machine}, load {os.getloadavg()[0]:.2f}",
         "versions": f"Python {platform.python_version()}, "
         + ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
         "seconds": seconds,

@@ -25,14 +25,14 @@ async def scheduler(address_file: str, fifo: str) -> None:
     class Registered(base):  # type: ignore[misc]
         """Tells of every worker."""
 
-        def add_worker(self, scheduler: object, worker: str) -> None:  # noqa: ARG002
+        def add_worker(self, scheduler: object, worker: str) -> None:
             """Tell."""
             with Path(fifo).open("w") as file:
                 file.write(f"0 {time.monotonic_ns()}\n")
 
     async with distributed.Scheduler(host="127.0.0.1", port=0, dashboard_address=None) as running:
         running.add_plugin(Registered())
-        Path(address_file).write_text(running.address)
+        Path(address_file).write_text(running.address)  # noqa: ASYNC240 - once
         await running.finished()
 
 
@@ -48,4 +48,5 @@ async def nanny(address: str, memory_limit: str, preload: str, first: str = "") 
 
 
 if __name__ == "__main__":
-    asyncio.run({"scheduler": scheduler, "nanny": nanny}[sys.argv[1]](*sys.argv[2:]))
+    role, *arguments = sys.argv[1:]
+    asyncio.run(nanny(*arguments) if role == "nanny" else scheduler(*arguments))

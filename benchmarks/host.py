@@ -9,16 +9,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from types import TracebackType
 from typing import Any, Self
 
 from . import procs
 from .eating import Record
+from .figures import long_row, memory_rows, restarts
 from .lab import SOURCES, Lab
 from .peers import Circusd, Nanny, Nannyd, Peer, Scheduler, Supervisord, settle
 from .procs import MIB, Births
 from .table import Row
 
 SETTLE = 4.0
+CALM = {"restart.delay": "0.2s", "restart.growth": "1"}  # the record must be read before the next eater comes
 IDLE = 20.0
 RESTARTS = {"nannyd": 40, "Nanny": 7, "supervisord": 4, "circusd": 3}
 STARTS = {"nannyd": 9, "Nanny": 5, "supervisord": 4, "circusd": 4}
@@ -27,7 +30,6 @@ LIMIT = 400 * MIB
 TERMINATE = 0.95
 RATE = 1 << 30
 LONG_ROW = 1000
-RSS_GROWTH = 1.0
 
 
 def memory(lab: Lab) -> list[Row]:
@@ -42,15 +44,6 @@ def memory(lab: Lab) -> list[Row]:
             found[peer.name] = [procs.memory(peer.own())]
         text = "memory (idle, limit set, polled, log as text)"
     return memory_rows(text, found, ratio=0.32)
-
-
-def memory_rows(group: str, found: dict[str, list[procs.Memory]], ratio: float | None = None) -> list[Row]:
-    """Return the rows of some memory measurements."""
-    return [
-        Row(group, "RSS", "MiB", {k: [m.rss for m in v] for k, v in found.items()}, at_most=19, ratio=ratio),
-        Row(group, "PSS", "MiB", {k: [m.pss for m in v] for k, v in found.items()}),
-        Row(group, "USS", "MiB", {k: [m.uss for m in v] for k, v in found.items()}),
-    ]
 
 
 def idle(lab: Lab) -> list[Row]:
@@ -115,18 +108,6 @@ def restart(lab: Lab) -> list[Row]:
         Row("restart", "the same by the exec helper", "ms", {"nannyd": helped, **others}, at_most=5),
         Row("restart", "kill -9 → Dask worker registered", "ms", {"Nanny": registered}),
     ]
-
-
-def restarts(births: Births, count: int, uptime: float) -> list[float]:
-    """Kill the worker again and again; return the milliseconds to the next."""
-    found, pid = [], births.next().pid
-    for _ in range(count):
-        time.sleep(uptime * random.uniform(1, 1.1))  # a clock of the supervisor's own must not be met in step
-        killed = procs.kill(pid)
-        birth = births.next()
-        found.append((birth.at - killed) / 1e6)
-        pid = birth.pid
-    return found
 
 
 def _nanny_restarts(lab: Lab) -> tuple[list[float], list[float]]:
@@ -208,8 +189,10 @@ class _Logged(Nannyd):
                 break
         raise procs.BenchmarkError("the worker did not get ready")
 
-    def __exit__(self, *stack: object) -> None:
-        super().__exit__(*stack)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
         self._records.close()
 
 
@@ -223,7 +206,7 @@ def threshold(lab: Lab) -> list[Row]:
         # By the measure of each: the Nanny counts the pages of mapped files too.
         counted = {"nannyd": ("RssAnon", "RssShmem"), "Nanny": ("VmRSS",)}
         command = records["nannyd"].command(lab.eater, RATE, 1 << 30)
-        stack.enter_context(Nannyd(lab.place("nannyd"), command, {"memory.limit": str(LIMIT)}))
+        stack.enter_context(Nannyd(lab.place("nannyd"), command, {"memory.limit": "400MiB", **CALM}))
         environ = {
             "BENCH_EATER": str(lab.eater_library),
             "BENCH_RECORD": str(records["Nanny"].path),
@@ -275,43 +258,6 @@ def thousand(lab: Lab) -> list[Row]:
         command = [lab.first, births.path]
         with Nannyd(lab.place("row"), command, {"memory.limit": "1GiB"}) as peer:
             return long_row("thousand (restarts in a row, polled)", peer.pid, births, LONG_ROW)
-
-
-def long_row(group: str, pid: int, births: Births, count: int) -> list[Row]:
-    """Restart the worker of the nannyd *pid* *count* times; return what has grown."""
-    worker = _in_a_row(births, births.next().pid, 50)
-    before = _holdings(pid)
-    began = time.monotonic()
-    _in_a_row(births, worker, count)
-    seconds = time.monotonic() - began
-    after = _holdings(pid)
-    rows = [
-        Row(group, f"growth of {name}", unit, {"nannyd": [after[name] - before[name]]}, at_most=at_most)
-        for name, unit, at_most in (
-            ("RSS", "MiB", RSS_GROWTH),
-            ("descriptors", "files", 0),
-            ("threads", "threads", 0),
-            ("zombies", "processes", 0),
-        )
-    ]
-    return [*rows, Row(group, "time for all of them", "s", {"nannyd": [seconds]})]
-
-
-def _in_a_row(births: Births, worker: int, count: int) -> int:
-    for _ in range(count):
-        procs.kill(worker)
-        worker = births.next().pid
-    return worker
-
-
-def _holdings(pid: int) -> dict[str, float]:
-    settle(2.0)  # the last scratch directories are being removed
-    return {
-        "RSS": procs.memory([pid]).rss,
-        "descriptors": procs.descriptors(pid),
-        "threads": procs.threads(pid),
-        "zombies": sum(map(procs.is_zombie, procs.children(pid))),
-    }
 
 
 def start(lab: Lab) -> list[Row]:
@@ -381,6 +327,9 @@ def _scheduler(lab: Lab) -> Iterator[tuple[str, Births]]:
 @contextmanager
 def _nanny(lab: Lab, **options: Any) -> Iterator[tuple[Nanny, Births, Births]]:
     """Run a Nanny and its scheduler; give who is born and who has registered."""
-    with _scheduler(lab) as (address, ready), Births(lab.place("births")) as births:
-        with Nanny(lab.place("nanny"), address, births, lab.first, **options) as nanny:
-            yield nanny, births, ready
+    with (
+        _scheduler(lab) as (address, ready),
+        Births(lab.place("births")) as births,
+        Nanny(lab.place("nanny"), address, births, lab.first, **options) as nanny,
+    ):
+        yield nanny, births, ready

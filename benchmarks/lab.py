@@ -44,7 +44,7 @@ class Lab:
     def _compiled(self, name: str, *options: str, suffix: str = "") -> Path:
         target = self.directory / f"{name}{suffix}"
         if not target.exists():
-            command = ["gcc", "-O2", *options, "-o", target, SOURCES / f"{name}.c"]
+            command: list[str | Path] = ["gcc", "-O2", *options, "-o", target, SOURCES / f"{name}.c"]
             try:
                 subprocess.run(command, check=True)
             except (OSError, subprocess.CalledProcessError) as error:

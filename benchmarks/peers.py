@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 from typing import IO, ClassVar, Self
 
 from . import procs
@@ -60,11 +61,15 @@ class Peer:
             )
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """End it politely; kill what is left of its tree, found and held before."""
         process = self._process
         if process is None:
             return
+        if error is not None:
+            error.add_note(f"the end of {self._log}:\n{self._log.read_text(errors='replace')[-2000:]}")
         held = [fd for fd in map(_hold, procs.descendants(process.pid)) if fd is not None]
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
@@ -81,8 +86,7 @@ class Peer:
         """The process that was started."""
         assert self._process is not None, "enter it first"
         if self._process.poll() is not None:
-            log = self._log.read_text(errors="replace")
-            raise BenchmarkError(f"{self.name} ended with {self._process.returncode}:\n{log[-2000:]}")
+            raise BenchmarkError(f"{self.name} ended with {self._process.returncode}")
         return self._process.pid
 
     def own(self) -> list[int]:
@@ -191,7 +195,14 @@ class Scheduler(Peer):
 
     def command(self) -> Sequence[str | Path]:
         """Return the command line."""
-        return [sys.executable, "-P", SOURCES / "dask_peer.py", "scheduler", self._file, self._registered.path]
+        return [
+            sys.executable,
+            "-P",
+            SOURCES / "dask_peer.py",
+            "scheduler",
+            self._file,
+            self._registered.path,
+        ]
 
     @property
     def _file(self) -> Path:
@@ -199,9 +210,10 @@ class Scheduler(Peer):
 
     def address(self) -> str:
         """Return where it listens."""
-        return procs.until(
-            lambda: self.pid and self._file.exists() and self._file.read_text(), "the scheduler to listen"
-        )
+        return procs.until(self._address, "the scheduler to listen")
+
+    def _address(self) -> str | None:
+        return self._file.read_text() if self.pid and self._file.exists() else None
 
 
 class Nanny(Peer):

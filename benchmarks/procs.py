@@ -139,7 +139,7 @@ def kill(pid: int) -> int:
     return began
 
 
-def until(condition: Callable[[], T], what: str, timeout: float = TIMEOUT) -> T:
+def until(condition: Callable[[], T | None], what: str, timeout: float = TIMEOUT) -> T:
     """Return the first true value of *condition*; raise BenchmarkError, naming *what*, without one."""
     deadline = time.monotonic() + timeout
     while True:

@@ -206,7 +206,9 @@ def _fixed_options() -> dict[str, list[str]]:
 
 def _bash() -> Iterable[str]:
     yield f"_nannyd_commands='{' '.join(USER_COMMANDS)}'"
-    options = [f"{setting.option}." if setting.is_table else f"{setting.option}=" for setting in every_setting()]
+    options = [
+        f"{setting.option}." if setting.is_table else f"{setting.option}=" for setting in every_setting()
+    ]
     fixed = [f"{option}=" for option in _fixed_options()]
     yield f"_nannyd_options='{' '.join([*fixed, *options])}'"
     yield "_nannyd_values() {"

@@ -106,7 +106,7 @@ def _settled(command: str, rest: list[str]) -> int:
         return ExitCode.CONFIG
 
 
-def complain(problems: Sequence[Problem]) -> None:
+def complain(problems: Sequence[Problem | str]) -> None:
     """Write every problem to standard error, with the journal's priority where that is the journal."""
     prefix = "<3>" if _is_journal() else ""
     for problem in problems:

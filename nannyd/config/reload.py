@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import os
 import socket
-import sys
 from typing import TYPE_CHECKING, Any
 
+from nannyd.config.main import complain
 from nannyd.core.errors import ExitCode
 from nannyd.core.paths import control_socket, runtime_directory
 
@@ -33,14 +33,15 @@ def reload(name: str) -> int:
         return _failed(f"{name} does not answer ({path}: {error})", ExitCode.WORKER_FAILED)
     problems = reply.get("parameters", {}).get("problems")
     if problems:
-        return _failed("\n".join(problems), ExitCode.CONFIG)
+        complain(problems)
+        return ExitCode.CONFIG
     if "error" in reply:
         return _failed(f"{name} refused: {reply['error']} {reply.get('parameters')}", ExitCode.WORKER_FAILED)
     return ExitCode.CLEAN
 
 
 def _failed(message: str, code: ExitCode) -> int:
-    sys.stderr.write(f"{message}\n")
+    complain([message])
     return code
 
 

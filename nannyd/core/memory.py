@@ -108,19 +108,30 @@ def next_pause(pause: float) -> float:
 
 POLL_FASTEST = 0.1
 POLL_SLOWEST = 2.0
+POLL_HASTE = 0.01
+"""Seconds from one look to the next where a threshold is about to be passed."""
 POLL_RATE = 2 << 30
 """Bytes a second that a worker is expected to allocate at most; further away, it is looked at less often."""
 
 
-def poll_interval(working_set: int, thresholds: Thresholds, *, warned: bool) -> float | None:
-    """Return the seconds until the next look in poll mode; None: nothing to look for."""
+def poll_interval(
+    working_set: int, thresholds: Thresholds, *, warned: bool, growth: float = 0.0
+) -> float | None:
+    """Return the seconds until the next look in poll mode; None: nothing to look for.
+
+    *growth*, in bytes a second, is what was seen since the last look.  Who would pass a threshold before
+    the next regular look is looked at when it gets there.
+    """
     ahead = [t for t in (thresholds.terminate, thresholds.max) if t is not None]
     if thresholds.warn is not None and not warned:
         ahead.append(thresholds.warn)
     if not ahead:
         return None if thresholds.warn is None else POLL_SLOWEST
     distance = max(0, min(ahead) - working_set)
-    return min(POLL_SLOWEST, max(POLL_FASTEST, distance / POLL_RATE))
+    interval = min(POLL_SLOWEST, max(POLL_FASTEST, distance / POLL_RATE))
+    if growth * interval > distance > 0:
+        return max(POLL_HASTE, distance / growth)
+    return interval
 
 
 @dataclass(frozen=True, slots=True)

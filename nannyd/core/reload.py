@@ -7,6 +7,7 @@ import enum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nannyd.core.memory import Thresholds
     from nannyd.core.plan import Plan
 
 
@@ -18,13 +19,9 @@ class When(enum.StrEnum):
     RESTART = "after a restart of nannyd"
 
 
-_NOW = {"memory.thresholds", "memory.swap", "memory.where", "worker.start_timeout", "worker.stop_timeout"} | {
-    "worker.stop_signal",
-    "worker.kill_mode",
-    "log_level",
-}
+_NOW = {"worker.start_timeout", "worker.stop_timeout", "worker.stop_signal", "worker.kill_mode", "log_level"}
 _RESTART = {"memory.mode", "log_format", "name"}
-_SILENT = {"arguments", "secrets"}
+_SILENT = {"arguments", "secrets", "memory.thresholds", "memory.where"}
 
 
 def changes(old: Plan, new: Plan) -> dict[str, When]:
@@ -38,9 +35,9 @@ def changes(old: Plan, new: Plan) -> dict[str, When]:
 
 
 def _when(key: str) -> When:
-    if key in _NOW or key.startswith("restart."):
-        return When.NOW
-    return When.RESTART if key in _RESTART else When.NEXT_WORKER
+    if key in _RESTART:
+        return When.RESTART
+    return When.NOW if key in _NOW or key.startswith(("restart.", "memory.")) else When.NEXT_WORKER
 
 
 def _flat(plan: Plan) -> dict[str, Any]:
@@ -53,4 +50,14 @@ def _flat(plan: Plan) -> dict[str, Any]:
             )
         else:
             flat[field.name] = value
-    return flat
+    return {**flat, **_memory_settings(plan.memory.thresholds)}
+
+
+def _memory_settings(thresholds: Thresholds) -> dict[str, Any]:
+    """Return the thresholds as they are set: fractions of the limit do not change with it."""
+    limit = thresholds.limit
+    fractions = {"warn": thresholds.warn, "terminate": thresholds.terminate, "max": thresholds.max}
+    settings: dict[str, Any] = {"memory.limit": limit}
+    for name, size in fractions.items():
+        settings[f"memory.{name}"] = None if size is None or limit is None else round(size / limit, 4)
+    return settings

@@ -224,8 +224,8 @@ class Leaf:
     @property
     def memory_pressure(self) -> str | None:
         """The file that MEMORY_PRESSURE_WATCH names for the worker; None: a kernel without PSI."""
-        file = self._directory / "memory.pressure"
-        return str(file) if file.exists() else None
+        name = "memory.pressure"
+        return f"{self._directory}/{name}" if os.access(name, os.F_OK, dir_fd=self.fd) else None
 
     def set_limits(self, maximum: int | None, swap: int | None) -> None:
         """Put up the wall, memory.max, and memory.swap.max; who meets the wall dies with all the group."""
@@ -388,6 +388,8 @@ class Leaf:
         for bell in (self._memory_bell, self._empty_bell):
             if bell is not None:
                 bell.close()
+        # Whom they call refers to this leaf: cut, and all of it is freed now, not at some later collection.
+        self._memory_bell = self._empty_bell = None
         for _, names, _, directory in os.fwalk(topdown=False, dir_fd=self.fd):
             for name in names:
                 with suppress(OSError):
@@ -411,6 +413,8 @@ def _bytes(value: int | None) -> str:
 def _local_ooms(directory: Path) -> int | None:
     """Return how often the limit of *directory* itself was met beyond reclaim; None: it has none."""
     try:
-        return parse_flat_keyed((directory / "memory.events.local").read_text())["oom"]
+        # No new Path for each worker: the interpreter's table of interned strings never shrinks.
+        with open(f"{directory}/memory.events.local") as file:  # noqa: PTH123
+            return parse_flat_keyed(file.read())["oom"]
     except (OSError, KeyError):  # the root of all; Linux < 5.2
         return None

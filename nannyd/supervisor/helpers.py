@@ -47,16 +47,18 @@ class Helpers:
                 say(SCRATCH_FAILED, path=path, detail=f"rm ended with status {code}")
 
         try:
-            self._start(scratch.removal(path), 2, done)
+            self._start(scratch.removal(path), 2, done, "/")
         except SpawnError as error:
             forget()
             say(SCRATCH_FAILED, path=path, detail=str(error))
 
-    def _start(self, argv: Sequence[str], output: int, done: Callable[[int | None], None]) -> Child:
+    def _start(
+        self, argv: Sequence[str], output: int, done: Callable[[int | None], None], directory: str | None
+    ) -> Child:
         program = Program(
             argv=list(argv),
             environ=dict(os.environ),
-            working_directory="/",
+            working_directory=directory,
             umask=None,
             nice=None,
             oom_score_adj=_OOM_SCORE_ADJ,
@@ -83,14 +85,19 @@ class Helpers:
         return child
 
     async def output(self, argv: Sequence[str], within: float) -> tuple[int | None, bytes]:
-        """Run *argv* and return its exit status and what it wrote.
+        """Run *argv* where we run ourselves, and return its exit status and what it wrote.
 
         Raises TimeoutError after *within* seconds, when it was killed; SpawnError.
         """
         inside, outside = os.pipe()
         ended: asyncio.Future[int | None] = self._loop.create_future()
+
+        def done(code: int | None) -> None:
+            if not ended.done():  # not cancelled by the timeout
+                ended.set_result(code)
+
         try:
-            child = self._start(argv, outside, ended.set_result)
+            child = self._start(argv, outside, done, None)
         except SpawnError:
             os.close(inside)
             raise
@@ -102,7 +109,7 @@ class Helpers:
         )
         try:
             async with asyncio.timeout(within):
-                written = await reader.read(_LARGEST)
+                written = await reader.read()  # to the end: with a number, the first chunk would do
                 return await ended, written
         except TimeoutError:
             child.signal(signal.SIGKILL)

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 _CLOSE_SHARE = 0.95
 """Share of the time to the kill that a Python worker's close() gets."""
 _LINE_MAX = 300
-"""Characters of a worker's error that go into one line of ours."""
+"""Characters of a worker's error or status that go into one line of ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,14 +251,15 @@ class Life:
         if self.group is not None and sender != self.pid and self.group.contains(sender) is False:
             say(FOREIGN_MESSAGE, sender_pid=sender, worker_pid=self.pid)
             return
-        if said.get("STATUS", self.note) != self.note:
-            self.note = said["STATUS"]
+        note = said.get("STATUS", self.note)[:_LINE_MAX]  # systemd ignores messages of more than 4 KiB
+        if note != self.note:
+            self.note = note
             self._place.noted()
         self.address = said.get("X_NANNYD_ADDRESS", self.address)
         self.directory = said.get("X_NANNYD_DIRECTORY", self.directory)
         self.errno = wire.parse_unsigned(said.get("ERRNO", "")) or self.errno
         if "X_NANNYD_ERROR" in said:
-            text = wire.parse_error(said["X_NANNYD_ERROR"]).strip()
+            text = wire.parse_error(said["X_NANNYD_ERROR"]).strip()[-wire.ERROR_MAX :]
             self.error = text.rpartition("\n")[2][:_LINE_MAX]
             say(WORKER_ERROR, worker_pid=self.pid, detail=text)
         for event in self._events(said):
@@ -343,3 +344,5 @@ class Life:
         for thing in (self.watch, self._mailbox, self._channel, self.group):
             if thing is not None:
                 thing.close()
+        # They refer to this life in turn: cut, and its memory is free now, not at some later collection.
+        self.watch = self._mailbox = self.group = None

@@ -6,15 +6,26 @@ supervisor's, so nothing here blocks: what does not fit is dropped, counted, and
 
 from __future__ import annotations
 
+import fcntl
+import json
 import logging
 import os
 import socket
 import stat
-from typing import Any
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from nannyd.core.plan import LogFormat
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+_JOURNAL = "/run/systemd/journal/socket"
+_SIOCOUTQ = 0x5411
+"""sockios.h: how much of what was sent has not been received yet."""
+_LAST_WORDS_TIMEOUT = 2.0
 _COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m", logging.CRITICAL: "\x1b[1;31m"}
 
 
@@ -39,8 +50,9 @@ def set_up(wanted: LogFormat, level: str, instance: str) -> LogFormat:
     if chosen is LogFormat.JOURNAL:
         handler = JournalHandler(instance)
     else:
-        handler = logging.StreamHandler(Nonblocking(2))
-        handler.setFormatter(_json_formatter(instance) if chosen is LogFormat.JSON else Text(instance))
+        as_json = chosen is LogFormat.JSON
+        handler = logging.StreamHandler(Nonblocking(2, _lost_as_json if as_json else _lost))
+        handler.setFormatter(_json_formatter(instance) if as_json else Text(instance))
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
@@ -75,10 +87,28 @@ class JournalHandler(logging.Handler):
             **getattr(record, "fields", {}),
         }
         try:
-            # What is unknown has no field.
-            self._send(*(f"{key.upper()}={value!s}" for key, value in fields.items() if value is not None))
+            # What is unknown, or nothing, has no field.
+            told = (f"{key.upper()}={value!s}" for key, value in fields.items() if value not in (None, ""))
+            self._send(*told)
         except OSError:
             self.handleError(record)
+
+    def close(self) -> None:
+        """Wait, at the end of the process, until journald has received everything.
+
+        It looks up whose a record is when it gets there: of a sender that is gone it knows no unit, and
+        `journalctl -u` would not show why nannyd ended (systemd issue 2913).
+        """
+        deadline = time.monotonic() + _LAST_WORDS_TIMEOUT
+        with (
+            suppress(OSError),
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as last,
+        ):
+            last.connect(_JOURNAL)
+            last.send(b"")  # goes to the end of the queue
+            while any(fcntl.ioctl(last, _SIOCOUTQ, bytes(4))) and time.monotonic() < deadline:
+                time.sleep(0.001)
+        super().close()
 
 
 class Text(logging.Formatter):
@@ -114,6 +144,14 @@ def _json_formatter(instance: str) -> logging.Formatter:
     )
 
 
+def _lost(count: int) -> str:
+    return f"({count} records were lost: nobody read them in time)"
+
+
+def _lost_as_json(count: int) -> str:
+    return json.dumps({"level": "WARNING", "message": _lost(count), "nannyd_event": "records-lost"})
+
+
 class Nonblocking:
     """A text stream over a descriptor that never waits for its reader.
 
@@ -122,9 +160,11 @@ class Nonblocking:
     A regular file never blocks.
     """
 
-    def __init__(self, descriptor: int) -> None:
-        """Write to what *descriptor* refers to; it is borrowed, not owned."""
+    def __init__(self, descriptor: int, lost: Callable[[int], str]) -> None:
+        """Write to what *descriptor* refers to (borrowed, not owned); *lost* words that records were."""
         self._descriptor = descriptor
+        self._lost = lost
+        self._rest = b""
         self._socket: socket.socket | None = None
         self._dropped = 0
         mode = os.fstat(descriptor).st_mode
@@ -139,21 +179,27 @@ class Nonblocking:
 
     def write(self, text: str) -> int:
         """Write *text*, or drop it and say so when there is room again."""
-        if self._dropped:
-            text = f"({self._dropped} records were lost: nobody read them in time)\n{text}"
         try:
-            self._put(text.encode("utf-8", "backslashreplace"))
+            self._put_rest()
         except OSError:  # full, or the reader is gone
             self._dropped += 1
-        else:
-            self._dropped = 0
+            return len(text)
+        lost = self._lost(self._dropped) + "\n" if self._dropped else ""
+        self._rest = (lost + text).encode("utf-8", "backslashreplace")
+        self._dropped = 0
+        with suppress(OSError):
+            self._put_rest()
         return len(text)
 
-    def _put(self, data: bytes) -> None:
+    def _put_rest(self) -> None:
+        """Write what has not been taken before: of more than PIPE_BUF bytes a pipe may take a part."""
+        while self._rest:
+            self._rest = self._rest[self._put(self._rest) :]
+
+    def _put(self, data: bytes) -> int:
         if self._socket is not None:
-            self._socket.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-        else:
-            os.write(self._descriptor, data)
+            return self._socket.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        return os.write(self._descriptor, data)
 
     def flush(self) -> None:
         """Nothing is kept back."""

@@ -41,8 +41,12 @@ class Mailbox:
         self._deliver = deliver
         self._loop = loop
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        self._socket.bind(str(self.path))
-        self.path.chmod(0o600)
+        try:
+            self._socket.bind(str(self.path))
+            self.path.chmod(0o600)
+        except OSError as error:
+            self._socket.close()
+            raise OSError(error.errno, error.strerror, str(self.path)) from None  # bind(2) names none
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         loop.add_reader(self._socket, self._some)
 

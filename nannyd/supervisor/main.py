@@ -7,6 +7,7 @@ versions in it.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import functools
 import gc
 import os
@@ -94,6 +95,7 @@ async def _serve(plan: Plan, runtime: Path, log_format: LogFormat) -> int:
     if delegation is not None:
         await _end_leftovers(delegation)
     await _sweep(plan, helpers)
+    _remove_stale_sockets(runtime)
     return await _run(supervisor, helpers, runtime)
 
 
@@ -107,8 +109,7 @@ async def _run(supervisor: Supervisor, helpers: Helpers, runtime: Path) -> int:
     await control.open(runtime / "control")
     supervisor.catch_signals()
     asyncio.get_running_loop().set_exception_handler(supervisor.fail)
-    gc.collect()
-    gc.freeze()  # what is here now stays: later collections need not look at it
+    _settle()
     try:
         async with asyncio.TaskGroup() as tasks:
             supervisor.reload_on_sighup(tasks, reloader.reload)
@@ -121,6 +122,14 @@ async def _run(supervisor: Supervisor, helpers: Helpers, runtime: Path) -> int:
     await helpers.wait(_REMOVAL_TIMEOUT)
     (runtime / "control").unlink(missing_ok=True)
     return code
+
+
+def _settle() -> None:
+    """Give back what only starting needed."""
+    gc.collect()
+    gc.freeze()  # what is here now stays: later collections need not look at it
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # the GNU C library's
+        libc.malloc_trim(0)
 
 
 def _delegation(plan: Plan) -> tuple[Delegation | None, str]:
@@ -160,6 +169,12 @@ def _library(runtime: Path) -> Path:
     return library
 
 
+def _remove_stale_sockets(runtime: Path) -> None:
+    """Remove what the workers of a nannyd that crashed spoke to."""
+    for socket in runtime.glob("notify-*"):
+        socket.unlink(missing_ok=True)
+
+
 def _output(name: str, log_format: LogFormat) -> Callable[[], int]:
     """Return what opens the worker's output: a journal stream of its own, or nannyd's, unchanged."""
     if log_format is not LogFormat.JOURNAL:
@@ -191,6 +206,9 @@ async def _sweep(plan: Plan, helpers: Helpers) -> None:
     """End what lives of workers whose nannyd crashed, and remove their scratch directories."""
     try:
         parent = scratch.place(plan.worker.local_directory, os.environ, plan.name)
+    except OSError:
+        return  # the first start fails by it, and names it
+    try:
         for path in scratch.abandoned(parent):
             if pids := await leftover.end(path):
                 say(notices.LEFTOVER_ENDED, what=f"processes {', '.join(map(str, pids))}")

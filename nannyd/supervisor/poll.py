@@ -11,7 +11,6 @@ Plain reads: psutil does not tell anonymous from file memory.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nannyd.core.memory import Reading
@@ -52,7 +51,8 @@ def parse_vmstat(text: str) -> int | None:
 def host_oom_kills() -> int | None:
     """Return how many processes the OOM killer has killed since boot, in any cgroup; None: unknown."""
     try:
-        return parse_vmstat(Path("/proc/vmstat").read_text())
+        with open("/proc/vmstat") as file:  # noqa: PTH123 - see `cgroup`: done for each worker
+            return parse_vmstat(file.read())
     except OSError:
         return None
 

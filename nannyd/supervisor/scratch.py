@@ -12,6 +12,7 @@ much there is to remove, it does not hold up the supervisor.
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,10 +38,19 @@ def place(configured: str | None, environ: Mapping[str, str], name: str) -> Path
     if configured is not None:
         return _made(Path(configured), *_shelf(Path(configured)), name)
     for candidate in (environ.get("TMPDIR", ""), "/var/tmp", "/tmp"):  # noqa: S108 - by our own name
-        if candidate and os.access(candidate, os.W_OK) and filesystem_of(candidate) not in _TMPFS:
-            return _made(Path(candidate), *_shelf(Path(candidate)), name)
+        if not candidate or not os.access(candidate, os.W_OK):
+            continue
+        directory = Path(candidate)
+        if not _in_memory(candidate, directory.stat().st_dev):
+            return _made(directory, *_shelf(directory), name)
     message = "no place for a scratch directory that is not in memory; set worker.local-directory"
     raise OSError(message)
+
+
+@functools.cache
+def _in_memory(path: str, _device: int) -> bool:
+    """Say whether *path* lies in memory; asked once, for what is mounted later has another *device*."""
+    return filesystem_of(path) in _TMPFS
 
 
 def _shelf(directory: Path) -> tuple[str, ...]:

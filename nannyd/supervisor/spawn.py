@@ -335,9 +335,10 @@ def _executable(program: Program) -> str:
     number = errno.ENOENT
     for directory in search.split(":"):
         path = f"{directory or '.'}/{name}"
-        # A relative entry counts from where the worker will be.
-        found = Path(program.working_directory or "") / path
-        if found.is_file():
+        # A relative entry counts from where the worker will be.  (No Path: it interns every part of every
+        # entry at each spawn, and the interpreter's table of such strings never shrinks.)
+        found = os.path.join(program.working_directory or "", path)  # noqa: PTH118
+        if os.path.isfile(found):  # noqa: PTH113
             if os.access(found, os.X_OK):
                 return path
             number = errno.EACCES

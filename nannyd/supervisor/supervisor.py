@@ -89,6 +89,8 @@ class Supervisor:
         self._overdue: list[str] = []
         self._excess: dict[str, object] = {}
         self._noting = False
+        self._past: Life | None = None
+        """The life that is over but for its scratch directory."""
 
     def post(self, item: Item) -> None:
         """Queue an event, or a function to call in its turn."""
@@ -126,6 +128,10 @@ class Supervisor:
         for effect in effects:
             if isinstance(effect, Spawn):
                 self.handle(self._spawn(effect.generation))
+        if self._past is not None:
+            # Only now: rm(1) would take the CPU from the next worker's start.
+            past, self._past = self._past, None
+            self._clean_up(past)
         if self.worker.state is not before.state or self.worker.generation != before.generation:
             self.show()
         if self.worker.state is State.STOP_SIGTERM and self.worker.deadline != before.deadline:
@@ -288,7 +294,7 @@ class Supervisor:
         if life.errno:
             self.systemd.errno(life.errno)
         life.close()
-        self._clean_up(life)
+        self._past = life
 
     def _tell_failed(self, after: Worker) -> None:
         rules = self.plan.restart

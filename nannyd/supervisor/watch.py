@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from nannyd.core.memory import (
+    POLL_HASTE,
     Reading,
     Thresholds,
     Verdict,
@@ -137,7 +138,10 @@ class Tripwire:
 
 
 class Poller:
-    """poll mode: look at the process tree, seldom while there is far to go, ten times a second near."""
+    """poll mode: look at the process tree, seldom while there is far to go, ten times a second near.
+
+    One that is about to pass a threshold is looked at just then.
+    """
 
     def __init__(
         self,
@@ -154,6 +158,7 @@ class Poller:
         self._decided = False
         self._timer: asyncio.TimerHandle | None = None
         self._doubt = 0.0
+        self._seen, self._seen_at = 0, loop.time()
         self._schedule(0)
 
     def reading(self) -> Reading | None:
@@ -161,7 +166,10 @@ class Poller:
         return self._sampler.reading(self._group.pids())
 
     def _schedule(self, working_set: int) -> None:
-        interval = poll_interval(working_set, self._thresholds, warned=self._warned)
+        now = self._loop.time()
+        growth = (working_set - self._seen) / max(now - self._seen_at, POLL_HASTE)
+        self._seen, self._seen_at = working_set, now
+        interval = poll_interval(working_set, self._thresholds, warned=self._warned, growth=growth)
         if interval is not None:
             self._timer = self._loop.call_later(max(interval, self._doubt), self._look)
 

@@ -61,21 +61,34 @@ def parent_of(pid: int) -> int | None:
     return int(fields[1]) if fields else None
 
 
-def zombies_of(pid: int) -> list[int]:
-    """Return the children of *pid* that it has not reaped."""
+def children_of(pid: int, states: str = "RSDTt") -> list[int]:
+    """Return the children of *pid* that are in one of *states*."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             fields = stat_of(int(entry.name))
-            if fields and fields[0] == "Z" and int(fields[1]) == pid:
+            if fields and fields[0] in states and int(fields[1]) == pid:
                 found.append(int(entry.name))
     return found
 
 
+def zombies_of(pid: int) -> list[int]:
+    """Return the children of *pid* that it has not reaped."""
+    return children_of(pid, "Z")
+
+
 def environ_of(pid: int) -> dict[str, str]:
     """Return the environment that *pid* was executed with."""
-    entries = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="surrogateescape").split("\0")
-    return dict(entry.split("=", 1) for entry in entries if "=" in entry)
+    text = ""
+
+    def is_there() -> bool:
+        # Whoever waits for an execve(2) may be told of it a moment before this file shows anything.
+        nonlocal text
+        text = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="surrogateescape")
+        return bool(text)
+
+    eventually(is_there, f"process {pid} has an environment")
+    return dict(entry.split("=", 1) for entry in text.split("\0") if "=" in entry)
 
 
 def status_of(pid: int) -> dict[str, str]:
@@ -184,13 +197,17 @@ class Systemd:
                 self.messages.append(Message(time.monotonic(), pid, wire.parse(data)))
                 self._news.notify_all()
 
-    def wait_for(self, key: str, value: str | None = None, *, after: int = 0, within: float = PATIENCE) -> Message:
-        """Return the first message from number *after* on with *key* (and *value*, a part of it for STATUS)."""
+    def wait_for(
+        self, key: str, value: str | None = None, *, after: int = 0, within: float = PATIENCE
+    ) -> Message:
+        """Return the first message from number *after* on with *key* (and *value*: of a STATUS, a part)."""
 
         def found() -> Message | None:
             for message in self.messages[after:]:
                 said = message.fields.get(key)
-                if said is not None and (value is None or said == value or (key == "STATUS" and value in said)):
+                if said is not None and (
+                    value is None or said == value or (key == "STATUS" and value in said)
+                ):
                     return message
             return None
 
@@ -277,7 +294,7 @@ class Home:
 
     def scratch_left(self) -> list[Path]:
         """Return what is left of scratch directories, wherever a test had them made."""
-        return [path for path in self.base.rglob("worker-*-*")]
+        return list(self.base.rglob("worker-*-*"))
 
     def sockets_left(self) -> list[Path]:
         """Return the names of sockets that are left."""
@@ -307,7 +324,7 @@ class Nannyd:
         self._systemd = systemd
         self.records: list[Record] = []
         self.noise: list[str] = []
-        """Lines on standard error that are no records: the worker's, and what the interpreter complains of."""
+        """Lines on standard error that are no records: the worker's, and the interpreter's complaints."""
         self._seen = 0
         self._news = threading.Condition()
         self.stdout = home.base / f"stdout-{uuid.uuid4().hex[:6]}"

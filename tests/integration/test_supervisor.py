@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from harness import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 NOTIFY = """
@@ -62,9 +64,9 @@ def test_a_command_starts_is_ready_and_stops(nannyd: Host) -> None:
     ended = run.wait_for("worker-ended")
     assert (ended["result"], ended["who"], ended["exit_signal"]) == ("success", "nannyd", signal.SIGTERM)
     assert run.wait_for("finished")["exit_status"] == 0
-    assert run.events() == (
-        "starting worker-started worker-ready stop-requested stopping-worker worker-ended finished".split()
-    )
+    starting, *life, finished = run.events()
+    assert (starting, finished) == ("starting", "finished")
+    assert life == ["worker-started", "worker-ready", "stop-requested", "stopping-worker", "worker-ended"]
     assert run.systemd.all("READY") == ["1"]
 
 
@@ -99,7 +101,9 @@ def test_a_class_starts_is_ready_and_is_closed(nannyd: Host) -> None:
     assert read_lines(story) == ["start queue-a"]
     run.systemd.wait_for("STATUS", "; worker: working")
     assert run.stop() == 0
-    assert read_lines(story)[1] == "close timeout=8 reason=SIGTERM"
+    said = re.fullmatch(r"close timeout=([\d.]+) reason=SIGTERM", read_lines(story)[1])
+    assert said is not None
+    assert 7 < float(said[1]) <= 8  # 80 % of the stop timeout, less what it takes to give up
     ended = run.wait_for("worker-ended", worker_pid=pid)
     assert (ended["result"], ended["who"], ended["exit_status"]) == ("success", "nannyd", 0)
 
@@ -159,7 +163,7 @@ def test_a_failing_preload_is_a_failed_start_with_its_traceback(nannyd: Host) ->
     assert "pre.py" in detail
     assert detail.endswith("OSError: no such shard")
     assert run.wait() == 71
-    assert run.wait_for("worker-failed")["detail"] == " (OSError: no such shard)"
+    assert run.wait_for("worker-failed")["detail"] == "OSError: no such shard"
 
 
 def test_the_failure_of_a_class_in_its_start_is_shown(nannyd: Host) -> None:
@@ -183,7 +187,7 @@ def _runs_twice(nannyd: Host) -> Nannyd:
     return nannyd("--", "sleep", "60")
 
 
-ENDS = {
+ENDS: dict[str, tuple[int, Callable[[Host], Nannyd]]] = {
     "the worker succeeds and the policy is content": (
         0,
         lambda nannyd: nannyd("--restart.mode=on-failure", "--", "true"),
@@ -383,10 +387,8 @@ def test_kill_mode_decides_who_gets_the_stop_signal(nannyd: Host, mode: str, hea
 
 def test_in_control_group_mode_children_have_the_same_time_as_the_worker(nannyd: Host) -> None:
     file = nannyd.home.base / "late"
-    script = (
-        f"sh -c 'trap \"sleep 0.5; echo child >> {file}; exit\" TERM; echo > {file}; while :; do sleep 0.05; done' &"
-        " exec sleep 60"
-    )
+    child = f'trap "sleep 0.5; echo child >> {file}; exit" TERM; echo > {file}; while :; do sleep 0.05; done'
+    script = f"sh -c '{child}' & exec sleep 60"
     run = nannyd("--worker.kill-mode=control-group", "--worker.stop-timeout=5s", "--", "sh", "-c", script)
     run.ready()
     eventually(file.exists, "the child has its trap")
@@ -548,8 +550,7 @@ def test_on_abnormal_does_not_restart_after_a_failure_but_after_a_signal(nannyd:
     assert run.wait() == 1
 
 
-def test_a_worker_ends_with_its_nannyd(nannyd: Host) -> None:
-    """Not promised without a cgroup for commands; a Python worker sees the end of its channel."""
+def test_a_python_worker_sees_the_end_of_its_nannyd_and_ends_too(nannyd: Host) -> None:
     run = nannyd("--worker.class=classes:Good", "--worker.stop-timeout=5s")
     pid = run.ready()
     run.crash()
@@ -593,7 +594,7 @@ def test_nannyd_is_called_nannyd(nannyd: Host) -> None:
 
 
 def test_a_dying_nannyd_does_not_wait_for_a_worker_that_is_hard_to_stop_twice(nannyd: Host) -> None:
-    run = nannyd.rude("--worker.stop-timeout=1s", vices="--ignore-sigterm")
+    run = nannyd.rude("--worker.ready=notify", "--worker.stop-timeout=1s", vices="--ignore-sigterm")
     run.ready()
     began = time.monotonic()
     assert run.stop(5) == 0

@@ -25,7 +25,6 @@ in_root passwd --quiet --lock root
 chmod 755 "$root/root" # the source tree lies there, and units run programs of it as other users
 in_root useradd --create-home --shell /bin/bash alice
 in_root useradd --create-home --shell /bin/bash bob
-in_root useradd --system --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin _nannyd
 
 # There is no udev, hence no device unit: nothing may wait for one.
 in_root systemctl --quiet mask \
@@ -106,3 +105,5 @@ in_root systemctl --quiet enable guest.service
 in_root systemctl --quiet set-default multi-user.target
 
 rm -rf "$root"/usr/share/doc "$root"/usr/share/man "$root"/usr/share/locale
+# Packages that are installed in the guest come whole.
+sed -i '/^path-exclude/d' "$root"/etc/dpkg/dpkg.cfg.d/99mmdebstrap

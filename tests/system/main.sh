@@ -8,30 +8,9 @@ artifacts=$share/artifacts
 source_tree=/root/src
 . "$share/job"
 
-install_file() { # MODE SOURCE DESTINATION
-    mkdir -p "${3%/*}" && install -m "$1" "$2" "$3"
-}
-
 install_nannyd() {
-    mkdir -p "$source_tree"
-    tar -xf "$share/tree.tar" -C "$source_tree" || return
-    if [ -d "$source_tree/nannyd" ]; then
-        cp -r "$source_tree/nannyd" /usr/lib/python3/dist-packages/ || return
-        python3 -m compileall -q /usr/lib/python3/dist-packages/nannyd || return
-        install_file 755 "$share/nannyd" /usr/bin/nannyd || return
-    fi
-    for file in "$source_tree"/packaging/systemd/*; do
-        name=${file##*/}
-        case $name in
-            *.service | *.socket | *.slice | *.target | *.timer | *.path) install_file 644 "$file" "/usr/lib/systemd/system/$name" ;;
-            *.sysusers) install_file 644 "$file" "/usr/lib/sysusers.d/${name%.*}.conf" && systemd-sysusers "${name%.*}.conf" ;;
-            *.tmpfiles) install_file 644 "$file" "/usr/lib/tmpfiles.d/${name%.*}.conf" && systemd-tmpfiles --create "${name%.*}.conf" ;;
-            *.catalog) install_file 644 "$file" "/usr/lib/systemd/catalog/$name" && journalctl --update-catalog ;;
-            *) continue ;;
-        esac || return
-        reload=yes
-    done
-    [ -z "${reload-}" ] || systemctl daemon-reload
+    mkdir -p "$source_tree" && tar -xf "$share/tree.tar" -C "$source_tree" || return
+    dpkg --install "$share/nannyd.deb" > "$artifacts/dpkg.txt" 2>&1 || { cat "$artifacts/dpkg.txt"; return 1; }
 }
 
 export_logs() {

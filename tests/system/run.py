@@ -4,9 +4,9 @@
     python -m tests.system.run --exec FILE.py|FILE.sh [ARGUMENT…]
     python -m tests.system.run --shell
 
-Run it from the root of a checkout.  The guest gets the files that git knows or would add, and nannyd
-installed from them.  The exit status is that of pytest or the script.  A guest that ends without
-the token of this run has failed, whatever else it said.
+Run it from the root of a checkout.  The guest gets the files that git knows or would add, and the Debian
+package of nannyd that is built from them.  The exit status is that of pytest or the script.  A guest that
+ends without the token of this run has failed, whatever else it said.
 
 Journal, console, core dumps and junit.xml are kept in $NANNYD_TEST_ARTIFACTS, or else, only after a
 failure, in a temporary directory that is printed.
@@ -18,9 +18,7 @@ import secrets
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
-import tarfile
 import tempfile
 import termios
 import time
@@ -31,10 +29,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from .image import Image, ImageError, base_image
+from .chroot import cached_deb, pack, source_files
+from .debian import DebianError
+from .image import Image, base_image
 from .machine import MEMORY_MIB, Guest, GuestError
 
-ENTRY_POINT = "nannyd.config.main:main"
 GUEST_TESTS = "tests/system/guest"
 MAIN = Path(__file__).with_name("main.sh")
 FAILED = 1
@@ -76,7 +75,7 @@ def main() -> int:
         signal.signal(number, _exit_on_signal)
     try:
         return run_job(job, base_image())
-    except ImageError as error:
+    except DebianError as error:
         print(f"tests.system: {error}", file=sys.stderr)
         return EX_SOFTWARE
 
@@ -122,32 +121,11 @@ def run_job(job: Job, image: Image) -> int:
 
 
 def _fill(share: Path, job: Job, token: str) -> None:
-    module, function = ENTRY_POINT.split(":")
     (share / "artifacts").mkdir()
     (share / "main.sh").write_bytes(MAIN.read_bytes())
     (share / "job").write_text(job.script(token))
-    (share / "nannyd").write_text(
-        f"#!/usr/bin/python3 -I\nimport sys\nfrom {module} import {function}\nsys.exit({function}())\n"
-    )
-    with tarfile.open(share / "tree.tar", "w") as archive:
-        for path in _source_files():
-            archive.add(path, filter=_as_root)
-
-
-def _source_files() -> list[str]:
-    """Return the files that are or would be committed; one removed in the work tree is not there."""
-    listing = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        check=True,
-        stdout=subprocess.PIPE,
-    ).stdout
-    return [path for path in map(os.fsdecode, listing.split(b"\0")) if path and os.path.lexists(path)]
-
-
-def _as_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    member.uid = member.gid = 0
-    member.uname = member.gname = "root"
-    return member
+    shutil.copy(cached_deb(), share / "nannyd.deb")
+    pack(share / "tree.tar", source_files())
 
 
 def _read_result(guest: Guest, token: str) -> int:

@@ -4,241 +4,30 @@ After every test no unit, no process of a unit and no core dump is left, or the 
 """
 
 import json
-import re
-import shutil
-import subprocess
 import textwrap
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
+
+from .instances import (
+    UNITS,
+    Journal,
+    Nannyd,
+    NannydFactory,
+    Run,
+    Unit,
+    UnitFactory,
+    run_command,
+    wait_until,
+)
 
 IN_GUEST = Path("/etc/nannyd-guest").exists()
 if not IN_GUEST:
     collect_ignore_glob = ["*"]
 
-T = TypeVar("T")
-Run = Callable[..., subprocess.CompletedProcess[str]]
-
-UNITS = Path("/run/systemd/system")
-CGROUPS = Path("/sys/fs/cgroup")
 CORE_DUMPS = Path("/run/core-dumps")
-CONFIGURATION = Path("/etc/nannyd")
-RUDE = Path(__file__).parents[2] / "workers" / "rude.py"
-COMMAND_TIMEOUT = 60.0
-
-
-def run_command(
-    *argv: str | Path, check: bool = True, timeout: float = COMMAND_TIMEOUT
-) -> subprocess.CompletedProcess[str]:
-    """Run a command without input.  With `check`, its failure fails the test and shows its output."""
-    result = subprocess.run(
-        argv, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout
-    )
-    if check and result.returncode != 0:
-        words = " ".join(map(str, argv))
-        pytest.fail(f"{words}: exit status {result.returncode}\n{result.stdout}{result.stderr}")
-    return result
-
-
-def wait_until(condition: Callable[[], T], what: str, *, timeout: float = 10.0) -> T:
-    """Return the condition's first true value; fail, naming what was waited for, without one."""
-    deadline = time.monotonic() + timeout
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            pytest.fail(f"waited {timeout:g} s in vain for {what}; at last: {value!r}")
-        time.sleep(0.02)
-
-
-@dataclass(frozen=True, slots=True)
-class Journal:
-    """The journal since the start of the test."""
-
-    cursor: str
-
-    def entries(self, unit: str | None = None, **fields: str) -> list[dict[str, Any]]:
-        """Return what `unit` logged and what systemd logged about it, or everything."""
-        run_command("journalctl", "--sync")
-        which = [*([f"--unit={unit}"] if unit else []), *(f"{k}={v}" for k, v in fields.items())]
-        command = ["journalctl", "--all", "--output=json", f"--after-cursor={self.cursor}"]
-        lines = run_command(*command, *which).stdout.splitlines()
-        return [json.loads(line) for line in lines]
-
-    def messages(self, unit: str | None = None, **fields: str) -> list[str]:
-        return [str(entry.get("MESSAGE")) for entry in self.entries(unit, **fields)]
-
-    def wait_for(self, text: str, unit: str | None = None, *, timeout: float = 10.0) -> str:
-        """Wait for a message that contains the text."""
-
-        def found() -> str | None:
-            return next((line for line in self.messages(unit) if text in line), None)
-
-        message = wait_until(found, f"{text!r} in the journal of {unit}", timeout=timeout)
-        assert message is not None
-        return message
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """A unit that the test cleans up after itself."""
-
-    name: str
-
-    def start(self, *, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return run_command("systemctl", "start", self.name, check=check)
-
-    def stop(self, *, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return run_command("systemctl", "stop", self.name, check=check)
-
-    def restart(self, *, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return run_command("systemctl", "restart", self.name, check=check)
-
-    def kill(self, signal: str = "SIGKILL", whom: str = "main") -> None:
-        run_command("systemctl", "kill", f"--signal={signal}", f"--kill-whom={whom}", self.name)
-
-    def show(self, name: str) -> str:
-        """Return one property, as systemctl-show(1) prints it."""
-        return run_command("systemctl", "show", f"--property={name}", "--value", self.name).stdout.strip()
-
-    @property
-    def main_pid(self) -> int:
-        return int(self.show("MainPID"))
-
-    @property
-    def cgroup(self) -> Path:
-        """The unit's cgroup; only an active unit, or one with processes left, has one."""
-        path = self.show("ControlGroup")
-        assert path, f"{self.name} has no cgroup"
-        return CGROUPS / path.lstrip("/")
-
-    def wait_for(self, state: str, *, timeout: float = 10.0) -> None:
-        """Wait for an ActiveState, or for one with its SubState: `active`, `activating/auto-restart`."""
-
-        def now() -> str:
-            return f"{self.show('ActiveState')}/{self.show('SubState')}"
-
-        wait_until(
-            lambda: now() == state or now().split("/")[0] == state,
-            f"{self.name} to be {state}",
-            timeout=timeout,
-        )
-
-    def discard(self) -> bool:
-        """End the unit by whatever means; return whether processes had to be killed for it."""
-        try:
-            run_command("systemctl", "stop", self.name, check=False, timeout=20)
-        except subprocess.TimeoutExpired:
-            run_command("systemctl", "kill", "--signal=KILL", self.name, check=False)
-            run_command("systemctl", "stop", self.name, check=False)
-        run_command("systemctl", "reset-failed", self.name, check=False)
-        path = self.show("ControlGroup")
-        cgroup = CGROUPS / path.lstrip("/")
-        if not path or not _is_populated(cgroup):
-            return False
-        (cgroup / "cgroup.kill").write_text("1")
-        wait_until(lambda: not _is_populated(cgroup), f"{cgroup} to be empty")
-        return True
-
-
-UnitFactory = Callable[..., Unit]
-
-
-@dataclass(frozen=True, slots=True)
-class Nannyd(Unit):
-    """An instance of nannyd@.service."""
-
-    journal: Journal
-
-    @property
-    def instance(self) -> str:
-        return self.name.removeprefix("nannyd@").removesuffix(".service")
-
-    @property
-    def state(self) -> Path:
-        """The state directory, where the worker may write."""
-        return Path("/var/lib/nannyd", self.instance)
-
-    def configure(self, text: str) -> None:
-        """Write the instance's configuration."""
-        CONFIGURATION.mkdir(exist_ok=True)
-        (CONFIGURATION / f"{self.instance}.toml").write_text(textwrap.dedent(text))
-
-    def override(self, settings: str) -> None:
-        """Add settings of [Service] to the unit."""
-        directory = UNITS / f"{self.name}.d"
-        directory.mkdir(exist_ok=True)
-        (directory / "test.conf").write_text("[Service]\n" + textwrap.dedent(settings))
-        run_command("systemctl", "daemon-reload")
-
-    def clear(self) -> None:
-        """Remove what `configure` and `override` wrote, and the state."""
-        (CONFIGURATION / f"{self.instance}.toml").unlink(missing_ok=True)
-        for directory in (UNITS / f"{self.name}.d", self.state):
-            shutil.rmtree(directory, ignore_errors=True)
-
-    def reload(self, *, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return run_command("systemctl", "reload", self.name, check=check)
-
-    @property
-    def status(self) -> str:
-        """The status sentence."""
-        return self.show("StatusText")
-
-    @property
-    def worker(self) -> int:
-        """The pid of the running worker."""
-        found = wait_until(lambda: re.match(r"worker (\d+) running", self.status), "a running worker")
-        assert found is not None
-        return int(found[1])
-
-    @property
-    def leaf(self) -> Path:
-        """The cgroup of the only life there is."""
-        leaves = list(self.cgroup.glob("worker-*"))
-        assert len(leaves) == 1, leaves
-        return leaves[0]
-
-    def events(self, event: str = "") -> list[dict[str, Any]]:
-        """Return nannyd's own records, or those of one kind."""
-        which = {"NANNYD_EVENT": event} if event else {"SYSLOG_IDENTIFIER": "nannyd"}
-        return self.journal.entries(self.name, **which)
-
-    def wait_for_event(self, event: str, number: int = 1, *, timeout: float = 10.0) -> dict[str, Any]:
-        """Wait for the so many-th record of a kind, and return it."""
-
-        def found() -> dict[str, Any] | None:
-            records = self.events(event)
-            return records[number - 1] if len(records) >= number else None
-
-        record = wait_until(found, f"{number} × {event} of {self.name}", timeout=timeout)
-        assert record is not None
-        return record
-
-
-NannydFactory = Callable[..., Nannyd]
-
-
-def rude(*vices: str | Path) -> str:
-    """Return a worker with these vices as TOML."""
-    return json.dumps(["/usr/bin/python3", "-IS", str(RUDE), *map(str, vices)])
-
-
-def shell(script: str) -> str:
-    """Return a worker that is a shell script as TOML."""
-    return json.dumps(["/bin/sh", "-c", script])
-
-
-def _is_populated(cgroup: Path) -> bool:
-    try:
-        return "populated 1" in (cgroup / "cgroup.events").read_text()
-    except FileNotFoundError:
-        return False
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -294,7 +83,7 @@ def unit(journal: Journal) -> Iterator[UnitFactory]:
 
 
 @pytest.fixture
-def nannyd(unit: UnitFactory, journal: Journal) -> Iterator[NannydFactory]:
+def nannyd(journal: Journal) -> Iterator[NannydFactory]:
     """Return `nannyd(configuration, settings_of_the_service="", name="w", start=True)`.
 
     nannyd must not meet a bug of its own meanwhile.
@@ -308,16 +97,17 @@ def nannyd(unit: UnitFactory, journal: Journal) -> Iterator[NannydFactory]:
         made.configure(configuration)
         if settings:
             made.override(settings)
-        unit(made.name, start=start)
+        if start and made.start(check=False).returncode != 0:
+            pytest.fail(f"{made.name} did not start:\n" + "\n".join(journal.messages(made.name)))
         return made
 
     yield make
+    leftover = [made.name for made in reversed(instances) if made.discard()]
+    bugs = [bug["MESSAGE"] for made in instances for bug in made.events("internal-error")]
     for made in instances:
-        made.discard()
-        messages = journal.messages(made.name, SYSLOG_IDENTIFIER="nannyd")
         made.clear()
-        wrong = [text for text in messages if "bug in nannyd" in text or "Traceback" in text]
-        assert not wrong, wrong
+    assert not leftover, f"processes outlived {', '.join(leftover)}"
+    assert not bugs, "\n".join(bugs)
 
 
 @pytest.fixture(autouse=True)

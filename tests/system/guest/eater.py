@@ -1,7 +1,7 @@
 """A worker that allocates as fast as the machine can, until SIGTERM; test_memory.py runs it.
 
-It is ready once it knows its limits.  Its SIGTERM handler runs in a thread while the allocation goes on,
-as a native program's would, writes what it sees to $STATE_DIRECTORY/story as one line of JSON, and exits 0.
+Its SIGTERM handler writes what it sees to $STATE_DIRECTORY/story as one line of JSON, and exits 0.  It runs
+after the bite that is being eaten, which is small.
 """
 
 import ctypes
@@ -10,33 +10,33 @@ import mmap
 import os
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
+from types import FrameType
 
 MIB = 1 << 20
-BITE = 256 << 10
+BITE = 64 << 10
 
 leaf = Path("/sys/fs/cgroup" + Path("/proc/self/cgroup").read_text().strip().removeprefix("0::"))
-eaten: list[tuple[float, int]] = []
+eaten: list[tuple[float, int]] = []  # after each bite: when, and what the kernel counts for the leaf
 
 
 def read(name: str) -> int:
     return int((leaf / name).read_text())
 
 
-def crossed(threshold: float) -> float | None:
-    """Return when the leaf's usage went past *threshold*, as far as can be seen from in here."""
-    return next((when for when, usage in eaten if usage >= threshold), None)
+def before_crossing(threshold: float) -> float:
+    """Return when the bite began with which the leaf's usage went past *threshold*."""
+    below = [when for when, usage in eaten if usage < threshold]
+    return below[-1]
 
 
-def end(fraction: float) -> None:
-    signal.sigwait({signal.SIGTERM})
+def end(_number: int, _frame: FrameType | None) -> None:
     now = time.monotonic()
-    when = crossed(fraction * read("memory.max"))
+    when = before_crossing(float(sys.argv[1]) * read("memory.max"))
     events = dict(line.split() for line in (leaf / "memory.events").read_text().splitlines())
     line = {
-        "late": None if when is None else now - when,
+        "late": now - when,
         "peak": read("memory.peak") / read("memory.max"),
         "high": events["high"],
         "oom_kill": events["oom_kill"],
@@ -48,14 +48,13 @@ def end(fraction: float) -> None:
 
 
 def main() -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=end, args=(float(sys.argv[1]),), daemon=True).start()
+    signal.signal(signal.SIGTERM, end)
     size = 2 * read("memory.max")
     area = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE)
     start = ctypes.addressof(ctypes.c_char.from_buffer(area))
-    before = read("memory.current")
+    current = os.open(leaf / "memory.current", os.O_RDONLY)
     for offset in range(0, size, BITE):
-        eaten.append((time.monotonic(), before + offset))
+        eaten.append((time.monotonic(), int(os.pread(current, 32, 0))))
         ctypes.memset(start + offset, 1, BITE)  # the kernel finds no page: this is where memory comes from
 
 

@@ -1,0 +1,205 @@
+"""What a worker may use, where no cgroup is delegated: memory that is polled."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+from harness import PATIENCE, Host, catches, eventually, lives, read_lines, status_of
+
+POLL = """
+[worker]
+stop-timeout = "5s"
+[memory]
+mode = "poll"
+limit = "100M"
+[restart]
+delay = 0
+jitter = 0
+"""
+MIB = 1 << 20
+
+
+def test_a_worker_that_leaks_is_warned_of_and_terminated_before_the_limit(nannyd: Host) -> None:
+    handled = nannyd.home.base / "handled"
+    run = nannyd.rude(vices=f"--leak 100M --sigterm-handler {handled}", config=POLL, systemd=True)
+    pid = run.ready()
+    warning = run.wait_for("memory-warning", worker_pid=pid)
+    assert warning["level"] == "WARNING"
+    assert 80 * MIB <= warning["memory_working_set"] < 95 * MIB
+    assert (warning["memory_limit"], warning["memory_threshold"]) == (100 * MIB, 80 * MIB)
+    verdict = run.wait_for("memory-terminate", worker_pid=pid)
+    assert 95 * MIB <= verdict["memory_working_set"] < 110 * MIB
+    assert verdict["memory_threshold"] == 95 * MIB
+    for word in (
+        "of 100.0 MiB",
+        "threshold 95.0 MiB",
+        "anon ",
+        "shmem ",
+        "swap ",
+        f"largest: python3 {pid} ",
+    ):
+        assert word.replace("python3", _comm(pid, verdict["largest"])) in verdict["message"]
+    # It was asked, it did exit with 0, and the result is `memory` all the same.
+    failed = run.wait_for("worker-failed", worker_pid=pid)
+    assert (failed["result"], failed["who"], failed["exit_status"]) == ("memory", "nannyd", 0)
+    assert "memory.terminate" in failed["detail"]
+    assert read_lines(handled)[0].startswith("SIGTERM")
+    run.systemd.wait_for("STATUS", f"worker {pid} stopping (memory.terminate: ")
+    run.ready()
+    assert run.stop() == 0
+
+
+def _comm(pid: int, largest: str) -> str:
+    """Return the name of *pid* in a list of the largest: the interpreter's, which differs by system."""
+    return next(part.split()[0] for part in largest.split(", ") if f" {pid} " in part)
+
+
+def test_one_warning_is_given_for_each_crossing(nannyd: Host) -> None:
+    run = nannyd.rude(vices="--eat 75M --rate 400M", config=POLL)
+    pid = run.ready()
+    run.wait_for("memory-warning")
+    time.sleep(0.5)  # five looks
+    assert run.events().count("memory-warning") == 1
+    assert lives(pid)
+    assert run.stop() == 0
+
+
+def test_a_worker_that_ignores_the_termination_is_killed_and_the_result_stays_memory(nannyd: Host) -> None:
+    config = POLL.replace("5s", "1s")
+    run = nannyd.rude(vices="--eat 88M --rate 400M --ignore-sigterm", config=config)
+    run.ready()
+    run.wait_for("memory-terminate")
+    run.wait_for("killing-worker")
+    failed = run.wait_for("worker-failed")
+    assert (failed["result"], failed["who"], failed["exit_signal"]) == ("memory", "nannyd", signal.SIGKILL)
+    run.ready()
+    assert run.stop() == 0
+
+
+def test_a_worker_that_meets_the_wall_while_stopping_is_killed_and_the_result_stays_memory(
+    nannyd: Host,
+) -> None:
+    # Terminated at half of the limit, it goes on to eat until the wall.
+    config = POLL.replace("5s", "60s")
+    options = ["--memory.warn=0.3", "--memory.terminate=0.5"]
+    run = nannyd.rude(*options, vices="--leak 100M --ignore-sigterm", config=config)
+    run.ready()
+    run.wait_for("memory-terminate")
+    run.wait_for("killing-worker", within=10)
+    failed = run.wait_for("worker-failed")
+    assert (failed["result"], failed["who"]) == ("memory", "nannyd")
+    assert run.stop() == 0
+
+
+@pytest.mark.parametrize("off", ["0", "false", "none"])
+def test_without_terminate_the_worker_is_killed_at_the_wall(nannyd: Host, off: str) -> None:
+    run = nannyd.rude(f"--memory.terminate={off}", vices="--eat 110M", config=POLL)
+    run.ready()
+    run.wait_for("killing-worker")
+    failed = run.wait_for("worker-failed")
+    assert (failed["result"], failed["who"], failed["exit_signal"]) == ("memory", "nannyd", signal.SIGKILL)
+    assert "memory.max" in failed["detail"]
+    assert "stopping-worker" not in run.events()
+    assert run.stop() == 0
+
+
+def test_a_warning_may_be_off(nannyd: Host) -> None:
+    run = nannyd.rude("--memory.warn=0", vices="--eat 88M --rate 400M", config=POLL)
+    run.ready()
+    run.wait_for("memory-terminate")
+    assert "memory-warning" not in run.events()
+    assert run.stop() == 0
+
+
+@pytest.mark.parametrize("vices", ["--eat 110M --oom-child", "--fork-tree 3 --eat-each 37M"])
+def test_what_descendants_use_is_the_workers(nannyd: Host, vices: str) -> None:
+    run = nannyd.rude(vices=vices, config=POLL)
+    pid = run.ready()
+    verdict = run.wait_for("memory-terminate", worker_pid=pid)
+    assert verdict["memory_working_set"] >= 95 * MIB
+    assert run.wait_for("worker-failed")["result"] == "memory"
+    assert run.stop() == 0
+
+
+def test_pages_that_forked_children_share_count_once(nannyd: Host) -> None:
+    pids = nannyd.home.base / "pids"
+    run = nannyd.rude(vices=f"--share 40M --children 4 --print-pids {pids}", config=POLL, systemd=True)
+    pid = run.ready()
+    eventually(lambda: len(read_lines(pids)) == 5, "all are forked")
+    sum_of_all = sum(int(status_of(int(line))["RssAnon"].split()[0]) for line in read_lines(pids))
+    assert sum_of_all > 150 * 1024  # far above the limit, if they were added up
+    time.sleep(1)
+    assert not {"memory-warning", "memory-terminate"} & set(run.events())
+    assert lives(pid)
+    assert run.stop() == 0
+
+
+def test_a_worker_that_writes_much_page_cache_is_let_alone(nannyd: Host) -> None:
+    file = nannyd.home.base / "file"
+    run = nannyd.rude(vices=f"--page-cache 300M --file {file}", config=POLL)
+    pid = run.ready()
+    eventually(lambda: file.exists() and file.stat().st_size == 300 * MIB, "300 MiB are written")
+    eventually(lambda: "wrote" in run.stdout.read_text(), "the worker is done")
+    time.sleep(0.3)
+    assert lives(pid)
+    assert not {"memory-warning", "memory-terminate"} & set(run.events())
+    assert run.stop() == 0
+
+
+def _wakeups(pid: int) -> int:
+    return int(status_of(pid)["voluntary_ctxt_switches"])
+
+
+def test_without_a_limit_nannyd_sleeps(nannyd: Host) -> None:
+    run = nannyd("--memory.limit=none", "--", "sleep", "60")
+    run.ready()
+    time.sleep(0.3)
+    before = _wakeups(run.pid)
+    time.sleep(1.5)
+    assert _wakeups(run.pid) - before == 0
+    assert run.stop() == 0
+
+
+def test_far_from_the_limit_nannyd_looks_seldom(nannyd: Host) -> None:
+    run = nannyd("--memory.limit=8G", "--memory.mode=poll", "--", "sleep", "60")
+    run.ready()
+    time.sleep(0.3)
+    before = _wakeups(run.pid)
+    time.sleep(2.1)
+    assert _wakeups(run.pid) - before <= 4
+    assert run.stop() == 0
+
+
+def test_near_the_limit_nannyd_looks_at_most_ten_times_a_second(nannyd: Host) -> None:
+    run = nannyd.rude(vices="--eat 77M --rate 400M", config=POLL)
+    run.ready()
+    run.wait_for("memory-warning")
+    time.sleep(0.2)
+    before, began = _wakeups(run.pid), time.monotonic()
+    time.sleep(1)
+    assert _wakeups(run.pid) - before <= 12 * (time.monotonic() - began)
+    assert run.stop() == 0
+
+
+def test_a_limit_that_is_a_share_of_the_host_is_told_in_bytes(nannyd: Host) -> None:
+    run = nannyd("--memory.limit=0.5", "--", "sleep", "60")
+    starting = run.wait_for("starting")
+    assert starting["memory_limit"] > 16 * MIB
+    assert "0.5 of " in starting["message"]
+    assert starting["memory_mode"] == "poll"
+    run.ready()
+    assert run.stop() == 0
+
+
+def test_a_handler_that_takes_long_has_its_time(nannyd: Host) -> None:
+    handled = nannyd.home.base / "handled"
+    vices = f"--eat 88M --rate 200M --sigterm-handler {handled} --sigterm-delay 1"
+    run = nannyd.rude(vices=vices, config=POLL)
+    pid = run.ready()
+    eventually(lambda: catches(pid, signal.SIGTERM), "it has its handler")
+    run.wait_for("memory-terminate", within=PATIENCE)
+    failed = run.wait_for("worker-failed")
+    assert (failed["result"], failed["exit_status"]) == ("memory", 0)
+    assert run.stop() == 0

@@ -1,0 +1,1 @@
+"""Tests that run in the booted machine, as root."""

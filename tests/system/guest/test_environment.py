@@ -1,0 +1,172 @@
+"""The worker's environment in a unit: layer over layer, and what `nannyd explain` says of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from .instances import run_command, shell, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .instances import Nannyd, NannydFactory
+
+SLEEP = "[worker]\ncommand = ['/usr/bin/sleep', 'infinity']\n"
+LAYERS = (
+    SLEEP
+    + """
+[nanny.environ]
+A = "configuration"
+B = "configuration"
+C = "configuration"
+D = "configuration"
+[nanny.pre-spawn-environ]
+E = "before the spawn"
+MALLOC_TRIM_THRESHOLD_ = "131072"
+[nanny]
+env = { F = "argument of the file" }
+unset = ["G"]
+"""
+)
+UNIT = """
+Environment=A=unit B=unit F=unit G=unit NANNYD_MEMORY__LIMIT=64M "H=two words"
+ExecStart=
+ExecStart=/usr/bin/nannyd run %i --env C=option
+"""
+
+
+def environ(pid: int) -> dict[str, str]:
+    content = Path(f"/proc/{pid}/environ").read_bytes().decode()
+    return dict(entry.split("=", 1) for entry in content.split("\0") if entry)
+
+
+def explained(instance: Nannyd) -> dict[str, Any]:
+    """Return what `nannyd explain` says, asked from a shell that has variables of its own."""
+    output = run_command("env", "A=shell", "SHELL_ONLY=1", "nannyd", "explain", "--json", instance.instance)
+    found: dict[str, Any] = json.loads(output.stdout)
+    return found
+
+
+@pytest.fixture
+def default_file() -> Iterator[Path]:
+    """Return the EnvironmentFile= of instance w."""
+    path = Path("/etc/default/nannyd-w")
+    yield path
+    path.unlink(missing_ok=True)
+
+
+def test_argument_wins_over_the_unit_and_the_unit_over_the_configuration(
+    nannyd: NannydFactory, default_file: Path
+) -> None:
+    default_file.write_text("B=file\nC=file\n# a comment\nI='quoted value'\n")
+    instance = nannyd(LAYERS, UNIT)
+    found = environ(instance.worker)
+    assert {name: found.get(name) for name in "ABCDEFGHI"} == {
+        "A": "unit",
+        "B": "file",
+        "C": "option",
+        "D": "configuration",
+        "E": "before the spawn",
+        "F": "argument of the file",
+        "G": None,
+        "H": "two words",
+        "I": "quoted value",
+    }
+    assert found["MALLOC_TRIM_THRESHOLD_"] == "131072"
+    assert found["PYTHONHASHSEED"] == "6640"
+    assert (instance.leaf / "memory.max").read_text() == f"{64 << 20}\n"  # NANNYD_MEMORY__LIMIT
+
+
+def test_what_systemd_told_nannyd_alone_does_not_leak_and_the_rest_stays(nannyd: NannydFactory) -> None:
+    instance = nannyd(SLEEP, "Environment=NANNYD_MEMORY__LIMIT=64M")
+    own, found = environ(instance.main_pid), environ(instance.worker)
+    for name in (
+        "NOTIFY_SOCKET",
+        "WATCHDOG_PID",
+        "WATCHDOG_USEC",
+        "SYSTEMD_EXEC_PID",
+        "NANNYD_MEMORY__LIMIT",
+    ):
+        assert name in own
+        assert found.get(name) != own[name]
+    assert found["NOTIFY_SOCKET"].startswith("/run/nannyd/w/notify-")
+    assert set(found) - set(own) == {
+        "MALLOC_TRIM_THRESHOLD_",
+        "NANNYD_INSTANCE",
+        "NANNYD_LOCAL_DIRECTORY",
+        "PYTHONHASHSEED",
+    }
+    kept = {
+        "RUNTIME_DIRECTORY": "/run/nannyd/w",
+        "STATE_DIRECTORY": "/var/lib/nannyd/w",
+        "LOGS_DIRECTORY": "/var/log/nannyd/w",
+        "INVOCATION_ID": instance.show("InvocationID"),
+        "USER": "_nannyd",
+        "NANNYD_INSTANCE": "w",
+    }
+    assert {name: found[name] for name in kept} == kept
+
+
+def test_explain_shows_the_environment_of_the_unit_be_it_running_or_not(
+    nannyd: NannydFactory, default_file: Path
+) -> None:
+    default_file.write_text("B=file\nC=file\n")
+    instance = nannyd(LAYERS, UNIT)
+    actual = environ(instance.worker)
+    running = explained(instance)
+    instance.stop()
+    stopped = explained(instance)
+    for found in (running, stopped):
+        variables = {one["name"]: one["value"] for one in found["environment"]}
+        assert "SHELL_ONLY" not in variables
+        assert {name: variables.get(name) for name in "ABCDEFGH"} == {
+            name: actual.get(name) for name in "ABCDEFGH"
+        }
+    text = run_command("nannyd", "explain", "w").stdout
+    assert re.search(r"^A=unit +# inherited$", text, re.MULTILINE)
+    assert re.search(r"^C=option +# ", text, re.MULTILINE)
+    assert re.search(r"^D=configuration +# /etc/nannyd/w\.toml$", text, re.MULTILINE)
+    assert re.search(r"^memory\.limit = .* +# .*NANNYD_MEMORY__LIMIT", text, re.MULTILINE)
+
+
+def test_credential_reaches_the_worker_and_nobody_else(nannyd: NannydFactory, tmp_path: Path) -> None:
+    secret = "correct horse battery staple"
+    file = tmp_path / "secret"
+    file.write_text(secret + "\n")
+    file.chmod(0o600)  # of root: only systemd can read it
+    instance = nannyd(
+        SLEEP + '[nanny.env]\nBROKER = { credential = "broker" }\n', f"LoadCredential=broker:{file}"
+    )
+    found = environ(instance.worker)
+    assert found["BROKER"] == secret
+    assert found["CREDENTIALS_DIRECTORY"] == "/run/credentials/nannyd@w.service"
+    assert secret not in Path(f"/proc/{instance.main_pid}/cmdline").read_text()
+    for command in ("explain", "plan"):
+        for more in ((), ("--json",)):
+            assert secret not in run_command("nannyd", command, "w", *more).stdout
+    assert re.search(
+        r"^BROKER=\*+ +# .*credential broker", run_command("nannyd", "explain", "w").stdout, re.MULTILINE
+    )
+    instance.stop()
+    assert secret not in json.dumps(instance.journal.entries(instance.name))
+
+
+def test_scratch_directory_is_private_on_disk_and_gone_afterwards(nannyd: NannydFactory) -> None:
+    script = "cd $NANNYD_LOCAL_DIRECTORY; mkdir -p a/b; ln -s / root; touch $STATE_DIRECTORY/ok"
+    instance = nannyd(f"[worker]\ncommand = {shell(script + '; exec sleep 99')}\n")
+    wait_until((instance.state / "ok").exists, "the worker's mark")
+    scratch = Path(environ(instance.worker)["NANNYD_LOCAL_DIRECTORY"])
+    assert scratch.parent == instance.state / "scratch"
+    status = scratch.stat()
+    assert stat.S_IMODE(status.st_mode) == 0o700
+    assert scratch.owner() == "_nannyd"
+    assert run_command("stat", "--file-system", "--format=%T", scratch).stdout.startswith("ext")
+    instance.stop()
+    assert list((instance.state / "scratch").iterdir()) == []
+    assert Path("/etc/passwd").exists()
