@@ -14,7 +14,7 @@ BUILD_PACKAGES := gcc libsystemd-dev pkg-config \
         2>/dev/null || echo python3-dev)
 TEST_PACKAGES := libc6-dev redis-server shellcheck stress-ng systemd
 
-.PHONY: demo test lint host guest image shell bench clean help
+.PHONY: demo test lint host package guest deb image shell bench clean help
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -22,17 +22,26 @@ help:
 demo: $(VENV)/base
 	@$(BIN)/python demo/demo.py
 
-test: lint host guest
+test: lint host package guest
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	shellcheck tools/need .ci/run
+	shellcheck --exclude=SC1091 tools/need .ci/run packaging/build-deb.sh packaging/debian/nannyd.p* \
+	    packaging/debian/tests/unit packaging/debian/tests/service
 
 # On this machine: pure decisions, real processes, real programs.
 host: $(VENV)/dev
 	$(BIN)/python -m pytest
+
+# The Debian package: built twice, linted, looked into.
+package: $(VENV)/dev
+	$(BIN)/python -m pytest tests/package
+
+# dist/nannyd_VERSION_all.deb and the source package; the checkout is not touched.
+deb:
+	$(PYTHON) -m tests.system.chroot deb
 
 # In a booted Debian with cgroup v2 and systemd as PID 1.
 guest: $(VENV)/dev

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from . import procs
 from .eating import Record
-from .figures import long_row, memory_rows, restarts
+from .figures import floor, long_row, memory_rows, restarts
 from .procs import MIB, BenchmarkError, Births
 from .table import Row
 
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def idle() -> list[Row]:
-    """Memory, wake-ups and CPU time of two units: one with systemd's watchdog, one without."""
+    """Memory and wake-ups of two units: one with systemd's watchdog, one without."""
     say(f"guest: idle, {IDLE:g} s of nothing")
     settings = "command = ['sleep', '3600']\n[memory]\nlimit = '256MiB'\n"
     with instance("calm", settings, watchdog=False) as calm, instance("watched", settings) as watched:
@@ -53,13 +53,13 @@ def idle() -> list[Row]:
         time.sleep(IDLE)
         used = procs.memory([watched])
         calm_now, watched_now = procs.activity([calm]), procs.activity([watched])
-    without, with_ = calm_now.since(before[0]), watched_now.since(before[1])
+    # No CPU time: user-mode Linux counts it in ticks of 10 ms, more than there is.
+    without, with_ = calm_now.since(before[0])[0], watched_now.since(before[1])[0]
     group = "guest: idle unit (limit set, cgroup, log to the journal)"
     return [
         *memory_rows(group, {"nannyd": [used]}),
-        Row(group, "wake-ups, no watchdog", "1/s", {"nannyd": [without[0]]}, at_most=0.2),
-        Row(group, "wake-ups, WatchdogSec=30", "1/s", {"nannyd": [with_[0]]}),
-        Row(group, "CPU, WatchdogSec=30", "%", {"nannyd": [with_[1]]}, at_most=0.02),
+        Row(group, "wake-ups, no watchdog", "1/s", {"nannyd": [without]}, at_most=0.2),
+        Row(group, "wake-ups, WatchdogSec=30", "1/s", {"nannyd": [with_]}),
     ]
 
 
@@ -75,14 +75,16 @@ def restart() -> list[Row]:
         say("guest: restart, nannyd by the exec helper")
         with instance("helper", settings.replace("[restart]", "nice = 1\n[restart]")):
             helped = restarts(births, RESTARTS, 0.1)
+        least = floor(births, PROGRAMS / "first", RESTARTS)
         say("guest: restart, systemd")
         with unit("bench-systemd.service", _systemd_unit(command)):
             found["systemd"] = restarts(births, RESTARTS, 0.5)
     births.path.unlink()
     group = "guest: restart"
     return [
-        Row(group, "kill -9 → first instruction", "ms", found, at_most=5),
-        Row(group, "the same by the exec helper", "ms", {**found, "nannyd": helped}),
+        Row(group, "kill -9 → first instruction", "ms", found),
+        Row(group, "the same by the exec helper", "ms", {"nannyd": helped}),
+        Row(group, "posix_spawn alone", "ms", {"nannyd": least}),
     ]
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from typing import TYPE_CHECKING
 
 from nannyd import __version__
@@ -51,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ExitCode.CLEAN
     except KeyboardInterrupt:
         return 130
+    except Exception:  # noqa: BLE001 - a bug must not look like a worker that failed (1)
+        complain(["bug in nannyd, please report it:", *traceback.format_exc().splitlines()])
+        return ExitCode.INTERNAL_ERROR
     return status
 
 

@@ -10,7 +10,8 @@ class ExitCode(enum.IntEnum):
     """The exit statuses of `nannyd`; documented in nannyd(8) and README.md.
 
     Where sysexits.h has a fitting number it is used.  All but CLEAN make `Restart=on-failure` act
-    unless the unit says otherwise (`RestartPreventExitStatus=69 78`).
+    unless the unit says otherwise; ours does for all but INTERNAL_ERROR (`RestartPreventExitStatus=`): what
+    nannyd has decided about its worker, systemd does not undo.
     """
 
     CLEAN = 0

@@ -67,9 +67,12 @@ def restart_delay(policy: RestartPolicy, row: int, chance: float) -> float:
 
     *chance*, from 0 to 1, stands for the throw of the dice; 0.5 gives the delay itself.
     """
-    # The exponent is bounded so that a long row cannot overflow the float.
-    delay = policy.delay * policy.growth ** min(row, 64)
-    delay = min(delay, policy.max_delay)
+    if policy.delay <= 0:
+        return 0.0
+    try:
+        delay = min(policy.delay * policy.growth**row, policy.max_delay)
+    except OverflowError:
+        delay = policy.max_delay
     return min(policy.max_delay, delay * (1 + policy.jitter * (2 * chance - 1)))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from nannyd.supervisor import scratch
 from nannyd.supervisor.notices import SCRATCH_FAILED, say
@@ -22,6 +22,13 @@ _OOM_SCORE_ADJ = 1000
 """Where memory runs out in the unit, a reload fails rather than the worker."""
 _LARGEST = 16 << 20
 """Bytes of output that are read from a helper."""
+
+
+class Forget(Protocol):
+    """What is done when rm(1) has ended."""
+
+    def __call__(self, *, removed: bool) -> None:
+        """Say whether the directory is gone."""
 
 
 class Helpers:
@@ -38,18 +45,19 @@ class Helpers:
         """Return the processes that do not belong to the worker although they descend from us."""
         return set(self._running)
 
-    def remove(self, path: Path, forget: Callable[[], None]) -> None:
-        """Remove a scratch directory; *forget* it afterwards, whatever came of it."""
+    def remove(self, path: Path, forget: Forget) -> None:
+        """Remove a scratch directory and *forget* it."""
 
         def done(code: int | None) -> None:
-            forget()
+            forget(removed=code == 0)
             if code != 0:
-                say(SCRATCH_FAILED, path=path, detail=f"rm ended with status {code}")
+                how = "was killed" if code is None else f"ended with status {code}"
+                say(SCRATCH_FAILED, path=path, detail=f"rm {how}")
 
         try:
             self._start(scratch.removal(path), 2, done, "/")
         except SpawnError as error:
-            forget()
+            forget(removed=False)
             say(SCRATCH_FAILED, path=path, detail=str(error))
 
     def _start(

@@ -137,7 +137,7 @@ def _json_formatter(instance: str) -> logging.Formatter:
             return {**log_data, "nannyd_instance": instance, **fields}
 
     return Json(
-        ["levelname", "message"],
+        "%(levelname)s %(message)s",
         timestamp="time",
         rename_fields={"levelname": "level"},
         json_ensure_ascii=False,

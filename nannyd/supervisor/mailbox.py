@@ -26,6 +26,9 @@ _FDS_MAX = 253
 """SCM_MAX_FD of unix(7)."""
 _AT_ONCE = 64
 """Messages handled before the loop sees to something else: a worker may flood."""
+_QUEUE = 1024
+"""More messages than a socket holds (net.unix.max_dgram_qlen: 10, under systemd 512): who floods goes on
+meanwhile, but what it says now was not said before."""
 _LARGEST = 128 << 10
 """Bytes of a message; the largest is a traceback of `wire.ERROR_MAX` characters."""
 
@@ -57,8 +60,9 @@ class Mailbox:
 
     def drain(self) -> None:
         """Handle everything that was sent before now, for the last words explain an end."""
-        while self._one():
-            pass
+        for _ in range(_QUEUE):
+            if not self._one():
+                return
 
     def _one(self) -> bool:
         size = socket.CMSG_SPACE(_UCRED.size) + socket.CMSG_SPACE(_FDS_MAX * array.array("i").itemsize)

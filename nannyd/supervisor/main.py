@@ -11,6 +11,7 @@ import ctypes
 import functools
 import gc
 import os
+import sys
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,9 +106,9 @@ async def _run(supervisor: Supervisor, helpers: Helpers, runtime: Path) -> int:
     async def reload() -> dict[str, Any]:
         return {"changes": await reloader.reload()}
 
+    supervisor.catch_signals()
     control = Control({"Reload": reload})
     await control.open(runtime / "control")
-    supervisor.catch_signals()
     asyncio.get_running_loop().set_exception_handler(supervisor.fail)
     _settle()
     try:
@@ -126,6 +127,7 @@ async def _run(supervisor: Supervisor, helpers: Helpers, runtime: Path) -> int:
 
 def _settle() -> None:
     """Give back what only starting needed."""
+    sys.path_importer_cache.clear()  # the names of all files beside those that were imported
     gc.collect()
     gc.freeze()  # what is here now stays: later collections need not look at it
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # the GNU C library's
@@ -212,6 +214,6 @@ async def _sweep(plan: Plan, helpers: Helpers) -> None:
         for path in scratch.abandoned(parent):
             if pids := await leftover.end(path):
                 say(notices.LEFTOVER_ENDED, what=f"processes {', '.join(map(str, pids))}")
-            helpers.remove(path, lambda: None)
+            helpers.remove(path, functools.partial(scratch.disown, path))
     except OSError as error:
         say(notices.SCRATCH_FAILED, path=error.filename, detail=error)

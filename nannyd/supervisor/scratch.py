@@ -95,9 +95,10 @@ class Scratch:
             os.close(self._lock)
             raise
 
-    def forget(self) -> None:
-        """Give up the lock after the removal."""
-        self._owner.unlink(missing_ok=True)
+    def forget(self, *, removed: bool) -> None:
+        """Give up the lock; a directory that could not be *removed* is left for the next nannyd to sweep."""
+        if removed:
+            self._owner.unlink(missing_ok=True)
         os.close(self._lock)
 
 
@@ -116,6 +117,12 @@ def abandoned(parent: Path) -> list[Path]:
     return found
 
 
+def disown(path: Path, *, removed: bool) -> None:
+    """Forget an abandoned directory once it is *removed*."""
+    if removed:
+        path.with_suffix(".owner").unlink(missing_ok=True)
+
+
 def removal(path: Path) -> list[str]:
-    """Return the command that removes *path* and its owner file."""
-    return ["rm", "-rf", "--one-file-system", "--", str(path), str(path.with_suffix(".owner"))]
+    """Return the command that removes *path*."""
+    return ["rm", "-rf", "--one-file-system", "--", str(path)]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from harness import Host, children_of, eventually, lives, processes_marked, send_signal
+from harness import Host, catches, children_of, eventually, lives, processes_marked, send_signal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -184,13 +185,23 @@ def _gunicorn(nannyd: Host, *options: str) -> tuple[list[str], Path]:
     return [*options, "--", sys.executable, "-m", "gunicorn", *arguments, "application"], path
 
 
+def _workers_of(master: int) -> list[int]:
+    """Return gunicorn's workers when all have their handlers: before, a SIGTERM would be lost on them."""
+
+    def all_up() -> bool:
+        workers = children_of(master)
+        return len(workers) == 3 and all(catches(pid, signal.SIGABRT) for pid in workers)
+
+    eventually(all_up, "gunicorn has its workers")
+    return children_of(master)
+
+
 @pytest.mark.parametrize("mode", ["mixed", "control-group"])
 def test_gunicorns_workers_are_gone_when_it_has_stopped(nannyd: Host, mode: str) -> None:
     command, path = _gunicorn(nannyd, f"--worker.kill-mode={mode}", "--worker.stop-timeout=10s")
     run = nannyd(*command)
     master = run.ready()
-    eventually(lambda: len(children_of(master)) == 3 and path.exists(), "it has its workers")
-    workers = children_of(master)
+    workers = _workers_of(master)
     assert _get(path).endswith(b"ok")
     assert run.stop() == 0
     assert run.wait_for("worker-ended")["result"] == "success"
@@ -202,8 +213,7 @@ def test_gunicorns_workers_do_not_outlive_their_master(nannyd: Host) -> None:
     command, path = _gunicorn(nannyd, "--restart.delay=0", "--worker.stop-timeout=5s")
     run = nannyd(*command)
     master = run.ready()
-    eventually(lambda: len(children_of(master)) == 3, "it has its workers")
-    workers = children_of(master)
+    workers = _workers_of(master)
     send_signal(master, 9)
     assert run.ready() != master
     assert not any(lives(pid) for pid in workers)

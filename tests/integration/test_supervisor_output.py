@@ -33,10 +33,22 @@ def pipe() -> Iterator[tuple[int, int]]:
             os.close(descriptor)
 
 
-def only_child(pid: int) -> int:
-    """Wait for the one child of *pid*."""
-    eventually(lambda: len(children_of(pid)) == 1, "the worker is there")
-    return children_of(pid)[0]
+def workers_of(pid: int) -> list[int]:
+    """Return the children of a nannyd that are no helpers: who is killed here is the worker, not rm(1)."""
+    return [child for child in children_of(pid) if _comm(child) not in ("rm", "nannyd")]
+
+
+def _comm(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return "rm"  # gone meanwhile
+
+
+def only_worker(pid: int) -> int:
+    """Wait for the worker of a nannyd."""
+    eventually(lambda: len(workers_of(pid)) == 1, "the worker is there")
+    return workers_of(pid)[0]
 
 
 def read_all(descriptor: int) -> str:
@@ -82,7 +94,7 @@ def test_records_that_do_not_fit_are_counted_and_told(nannyd: Host, pipe: tuple[
     )
     eventually(lambda: select.select([], [writing], [], 0)[1] == [], "the pipe is full")
     for _ in range(3):
-        pid = only_child(run.pid)
+        pid = only_worker(run.pid)
         send_signal(pid, 9)
         await_end(pid)
     text = ""
@@ -91,7 +103,7 @@ def test_records_that_do_not_fit_are_counted_and_told(nannyd: Host, pipe: tuple[
         text = text[-1000:] + os.read(reading, 1 << 16).decode()
         if "records-lost" not in text and len(text) > 1 << 15:
             with contextlib.suppress(IndexError, ProcessLookupError):
-                send_signal(children_of(run.pid)[0], 9)
+                send_signal(workers_of(run.pid)[0], 9)
     assert re.search(r"[1-9]\d* records were lost: nobody read them in time", text)
     run.signal(15)
     while run.process.poll() is None:
@@ -104,9 +116,9 @@ def test_nannyd_survives_the_end_of_its_reader(nannyd: Host, pipe: tuple[int, in
     run = nannyd("--restart.delay=0", "--", "sleep", "60", stderr=writing, log_format="text")
     os.close(writing)
     os.close(reading)
-    first = only_child(run.pid)
+    first = only_worker(run.pid)
     send_signal(first, 9)
-    eventually(lambda: children_of(run.pid) not in ([], [first]), "there is a next worker")
+    eventually(lambda: workers_of(run.pid) not in ([], [first]), "there is a next worker")
     assert run.stop(5) == 0
 
 

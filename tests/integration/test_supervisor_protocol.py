@@ -68,8 +68,10 @@ WARM_UP = 50
 MIB = 1 << 20
 
 
-def _figures(pid: int) -> tuple[int, int, int, int]:
-    """Return descriptors, threads, zombies and bytes of anonymous memory of *pid*."""
+def _figures(pid: int, worker: int) -> tuple[int, int, int, int]:
+    """Return descriptors, threads, zombies and anonymous memory of *pid* with no child but *worker*."""
+    eventually(lambda: children_of(pid) == [worker], "the last scratch directory is removed")
+    eventually(lambda: not zombies_of(pid), "nannyd has reaped the rest")
     status = status_of(pid)
     anon = int(status["RssAnon"].split()[0]) * 1024
     return len(descriptors_of(pid)), int(status["Threads"]), len(zombies_of(pid)), anon
@@ -78,17 +80,15 @@ def _figures(pid: int) -> tuple[int, int, int, int]:
 def test_systemd_notify_is_heard_1000_times_of_1000_and_nothing_grows(nannyd: Host) -> None:
     script = 'systemd-notify --ready "--status=life"; exec sleep 60'
     run = nannyd("--", "sh", "-c", script, config=NOTIFY, systemd=True)
-    before = None
+    before, pid = None, 0
     for count in range(1, RESTARTS + 1):
         pid = run.ready()  # every life of them gets ready, or this waits in vain
         if count == WARM_UP:
-            before = _figures(run.pid)
+            before = _figures(run.pid, pid)
         if count < RESTARTS:
             send_signal(pid, signal.SIGKILL)
     assert before is not None
-    eventually(lambda: not zombies_of(run.pid), "nannyd reaped all")
-    eventually(lambda: len(descriptors_of(run.pid)) == before[0], "the last scratch directory is removed")
-    after = _figures(run.pid)
+    after = _figures(run.pid, pid)
     assert after[:3] == before[:3]
     assert after[3] - before[3] < MIB
     assert run.stop() == 0

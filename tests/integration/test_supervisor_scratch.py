@@ -167,7 +167,7 @@ def test_what_a_killed_nannyd_left_is_removed_at_the_next_start(nannyd: Host) ->
     run = nannyd("--", "sleep", "60")
     run.ready()
     eventually(lambda: not directory.exists(), "it is removed")
-    assert not directory.with_suffix(".owner").exists()
+    eventually(lambda: not directory.with_suffix(".owner").exists(), "it is forgotten")
     assert nannyd.home.config.exists()
     assert not lives(old)
     assert run.stop() == 0
@@ -188,6 +188,27 @@ def test_a_worker_that_outlived_its_nannyd_is_ended_before_the_next_one_starts(n
     events = run.events()
     assert events.index("leftover-ended") < events.index("worker-started")
     assert run.stop() == 0
+
+
+def test_what_could_not_be_removed_is_told_and_removed_at_the_next_start(nannyd: Host) -> None:
+    programs, broken = nannyd.home.base / "bin", nannyd.home.base / "broken"
+    programs.mkdir()
+    (programs / "rm").write_text(f'#!/bin/sh\n[ -e {broken} ] && exit 1\nexec /bin/rm "$@"\n')
+    (programs / "rm").chmod(0o755)
+    broken.touch()
+    nannyd.expect_records.add("scratch-failed")
+    environ: dict[str, str | None] = {"PATH": f"{programs}:{os.environ['PATH']}"}
+    first = nannyd("--", "sleep", "60", environ=environ)
+    directory = scratch_of(first.ready())
+    assert first.stop() == 0
+    failed = first.wait_for("scratch-failed")
+    assert (failed["path"], failed["detail"]) == (str(directory), "rm ended with status 1")
+    assert directory.is_dir()
+    broken.unlink()
+    second = nannyd("--", "sleep", "60", environ=environ)
+    second.ready()
+    assert second.stop() == 0
+    assert not directory.exists()
 
 
 def test_the_next_start_leaves_no_sockets_of_a_killed_nannyd(nannyd: Host) -> None:

@@ -1,0 +1,154 @@
+"""What a reload changes, and when that takes effect."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from nannyd.core.memory import Thresholds
+from nannyd.core.plan import (
+    KillMode,
+    LogFormat,
+    MemoryMode,
+    MemoryPlan,
+    Plan,
+    PythonWorker,
+    Ready,
+    WorkerPlan,
+    from_json,
+    to_json,
+)
+from nannyd.core.reload import When, changes
+from nannyd.core.restart import RestartMode, RestartPolicy
+
+GIB = 1 << 30
+
+PLAN = Plan(
+    name="w",
+    worker=WorkerPlan(
+        command=["/usr/bin/worker"],
+        python=None,
+        ready=Ready.EXEC,
+        working_directory=None,
+        local_directory=None,
+        umask=None,
+        nice=None,
+        oom_score_adj=0,
+        start_timeout=None,
+        stop_signal=int(signal.SIGTERM),
+        stop_timeout=30.0,
+        kill_mode=KillMode.MIXED,
+        watchdog=None,
+    ),
+    memory=MemoryPlan(
+        MemoryMode.AUTO, Thresholds(4 * GIB, int(3.2 * GIB), int(3.8 * GIB), 4 * GIB), 0, "memory.limit"
+    ),
+    restart=RestartPolicy(),
+    environ={"A": "1"},
+    late_environ={},
+    log_format=LogFormat.AUTO,
+    log_level="info",
+    arguments=["run", "w"],
+)
+
+WORKER: dict[str, tuple[Any, When]] = {
+    "command": (["/usr/bin/other"], When.NEXT_WORKER),
+    "python": (PythonWorker("a:B", [], {}, [], []), When.NEXT_WORKER),
+    "ready": (Ready.NOTIFY, When.NEXT_WORKER),
+    "working_directory": ("/srv", When.NEXT_WORKER),
+    "local_directory": ("/srv", When.NEXT_WORKER),
+    "umask": (0o27, When.NEXT_WORKER),
+    "nice": (5, When.NEXT_WORKER),
+    "oom_score_adj": (100, When.NEXT_WORKER),
+    "start_timeout": (5.0, When.NOW),
+    "stop_signal": (int(signal.SIGINT), When.NOW),
+    "stop_timeout": (5.0, When.NOW),
+    "kill_mode": (KillMode.CONTROL_GROUP, When.NOW),
+    "watchdog": (5.0, When.NEXT_WORKER),
+}
+REST: dict[str, tuple[Any, When]] = {
+    "environ": ({"A": "2"}, When.NEXT_WORKER),
+    "late_environ": ({"B": "2"}, When.NEXT_WORKER),
+    "log_level": ("debug", When.NOW),
+    "log_format": (LogFormat.JSON, When.RESTART),
+    "name": ("other", When.RESTART),
+}
+
+
+def with_thresholds(**others: Any) -> Plan:
+    """Return the plan with other thresholds."""
+    memory = replace(PLAN.memory, thresholds=replace(PLAN.memory.thresholds, **others))
+    return replace(PLAN, memory=memory)
+
+
+def test_nothing_changes_in_the_same_plan() -> None:
+    assert changes(PLAN, from_json(to_json(PLAN))) == {}
+
+
+def test_the_table_below_knows_every_setting_of_a_worker() -> None:
+    assert set(WORKER) == {field.name for field in dataclasses.fields(WorkerPlan)}
+
+
+@pytest.mark.parametrize("key", WORKER)
+def test_a_changed_setting_of_the_worker_is_told_with_when(key: str) -> None:
+    value, when = WORKER[key]
+    new = replace(PLAN, worker=replace(PLAN.worker, **{key: value}))
+    assert changes(PLAN, new) == {f"worker.{key.replace('_', '-')}": when}
+
+
+@pytest.mark.parametrize("key", REST)
+def test_a_changed_part_of_the_plan_is_told_with_when(key: str) -> None:
+    value, when = REST[key]
+    changed: dict[str, Any] = {key: value}
+    assert changes(PLAN, replace(PLAN, **changed)) == {key.replace("_", "-"): when}
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(RestartPolicy)])
+def test_the_whole_restart_policy_changes_now(field: str) -> None:
+    value: Any = RestartMode.NO if field == "mode" else 17
+    new = replace(PLAN, restart=replace(PLAN.restart, **{field: value}))
+    assert changes(PLAN, new) == {f"restart.{field.replace('_', '-')}": When.NOW}
+
+
+def test_a_new_limit_is_one_change_though_all_thresholds_move_with_it() -> None:
+    old = PLAN.memory.thresholds
+    half = {field.name: getattr(old, field.name) // 2 for field in dataclasses.fields(old)}
+    assert changes(PLAN, with_thresholds(**half)) == {"memory.limit": When.NOW}
+
+
+@pytest.mark.parametrize(("name", "share"), [("warn", 0.5), ("terminate", 0.9), ("max", 0.99)])
+def test_a_new_fraction_is_a_change_of_its_own(name: str, share: float) -> None:
+    assert changes(PLAN, with_thresholds(**{name: int(4 * GIB * share)})) == {f"memory.{name}": When.NOW}
+    assert changes(PLAN, with_thresholds(**{name: None})) == {f"memory.{name}": When.NOW}
+
+
+def test_no_limit_any_more_is_a_change() -> None:
+    found = changes(PLAN, with_thresholds(limit=None, warn=None, terminate=None, max=None))
+    assert found["memory.limit"] is When.NOW
+    assert set(found.values()) == {When.NOW}
+
+
+def test_the_way_memory_is_watched_changes_with_nannyd() -> None:
+    new = replace(PLAN, memory=replace(PLAN.memory, mode=MemoryMode.POLL))
+    assert changes(PLAN, new) == {"memory.mode": When.RESTART}
+
+
+def test_what_nobody_set_is_not_told() -> None:
+    new = replace(PLAN, arguments=["run", "w", "--x"], secrets=["A"])
+    assert changes(PLAN, new) == {}
+
+
+def test_a_plan_comes_back_from_json_as_it_was() -> None:
+    python = PythonWorker("a:B", [1], {"k": {"x": [None]}}, ["p"], [["-v"]])
+    plan = replace(PLAN, worker=replace(PLAN.worker, python=python), secrets=["A"], late_environ={"X": "ü\n"})
+    assert from_json(to_json(plan)) == plan
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"name": "w"}', to_json(PLAN).replace('"auto"', '"x"')])
+def test_what_is_no_plan_is_refused(text: str) -> None:
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        from_json(text)
