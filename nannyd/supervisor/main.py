@@ -11,6 +11,7 @@ import ctypes
 import functools
 import gc
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -122,6 +123,7 @@ async def _run(supervisor: Supervisor, helpers: Helpers, runtime: Path) -> int:
         await control.close()
     await helpers.wait(_REMOVAL_TIMEOUT)
     (runtime / "control").unlink(missing_ok=True)
+    signal.set_wakeup_fd(-1)  # the loop closes what it hears of signals by before it lets go of them
     return code
 
 

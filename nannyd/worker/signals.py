@@ -35,6 +35,11 @@ def tell_loop(loop: asyncio.AbstractEventLoop, callback: Callable[[signal.Signal
         _ours[number] = signal.getsignal(number)
 
 
+def forget_loop() -> None:
+    """Tell the event loop nothing more: it closes its descriptor for that before it lets go of signals."""
+    signal.set_wakeup_fd(-1)
+
+
 def ignore() -> None:
     """Ignore signals: the process is on its way out."""
     _install(signal.SIG_IGN)

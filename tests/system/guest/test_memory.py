@@ -48,7 +48,7 @@ def test_worker_at_full_speed_is_asked_to_end_before_the_kernel_has_to_kill_it(n
         [worker]
         command = {json.dumps(["/usr/bin/python3", "-IS", str(EATER), "0.95"])}
         [memory]
-        limit = "256M"
+        limit = "192M"
         [restart]
         delay = 0
         start-limit-burst = 0
@@ -60,7 +60,7 @@ def test_worker_at_full_speed_is_asked_to_end_before_the_kernel_has_to_kill_it(n
         lines = story.read_text().splitlines() if story.exists() else []
         return [json.loads(line) for line in lines[:RUNS]]
 
-    runs = wait_until(lambda: told() if len(told()) == RUNS else None, f"{RUNS} ends", timeout=60)
+    runs = wait_until(lambda: told() if len(told()) == RUNS else None, f"{RUNS} ends", timeout=90)
     instance.stop()
     assert runs is not None
     late = sorted(1000 * run["late"] for run in runs)
