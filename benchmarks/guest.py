@@ -103,7 +103,7 @@ User=_nannyd
 def tripwire() -> list[Row]:
     """A worker that allocates as fast as it can crosses the threshold, again and again."""
     say(f"guest: tripwire, {TRIPS} eaters")
-    late, crossed, peaks, bad = [], [], [], 0
+    late, peaks, bad = [], [], 0
     with Record(SHARED / "record") as record:
         command = list(map(str, record.command(PROGRAMS / "eater", 0, 2 * LIMIT, polite=True)))
         settings = _worker(
@@ -115,20 +115,18 @@ def tripwire() -> list[Row]:
                 bad += trip is None
                 if trip is not None:
                     late.append(trip[0])
-                    crossed.append(trip[1])
-                    peaks.append(trip[2])
+                    peaks.append(trip[1])
     group = f"guest: tripwire (cgroup, 95 % of {LIMIT // MIB} MiB, at full speed)"
     return [
         Row(group, "kernel's event → SIGTERM", "ms", {"nannyd": late}, at_most=25),
         Row(group, "kernel's event → SIGTERM, worst", "ms", {"nannyd": late}, "max"),
-        Row(group, "threshold eaten → SIGTERM", "ms", {"nannyd": crossed}),
         Row(group, "peak, of the limit, worst", "%", {"nannyd": peaks}, "max", at_most=97),
         Row(group, "runs with an OOM kill or no SIGTERM", f"of {TRIPS}", {"nannyd": [bad]}, at_most=0),
     ]
 
 
-def _one_trip(record: Record) -> tuple[float, float, float] | None:
-    """Let one eat; return the ms from event and from crossing to SIGTERM, and the peak in %.
+def _one_trip(record: Record) -> tuple[float, float] | None:
+    """Let one eat; return the ms from the kernel's event to SIGTERM, and the peak in %.
 
     None: it was killed, or never asked.
     """
@@ -149,8 +147,7 @@ def _one_trip(record: Record) -> tuple[float, float, float] | None:
     if eaten.pid != pid or not eaten.asked or eaten.oom_kill or eaten.oom or not before:
         say(f"guest: tripwire: {eaten.pid=} {eaten.asked=} {eaten.oom_kill=} {eaten.oom=} {len(rung)} events")
         return None
-    crossed = eaten.crossed(int(0.95 * LIMIT)) or eaten.at[-1]
-    return (eaten.asked - before[-1]) / 1e6, (eaten.asked - crossed) / 1e6, 100 * eaten.peak / LIMIT
+    return (eaten.asked - before[-1]) / 1e6, 100 * eaten.peak / LIMIT
 
 
 def _rings(events: int, pidfd: int) -> list[int]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from nannyd import __version__
 from nannyd.core.errors import ConfigError, ExitCode, Problem
+from nannyd.core.units import name_problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -72,6 +73,10 @@ def _dispatch(arguments: list[str]) -> int:
             return reload(name)
         case ["reload", *_]:
             return _usage("nannyd reload takes one NAME")
+        case ["run", name] if name.startswith("-") and _is_main_process():
+            # `nannyd run %i`: no option, but what stands between @ and .service.
+            complain([Problem("command line", "NAME", str(name_problem(name)))])
+            return ExitCode.CONFIG
         case [command, *rest] if command in _COMMANDS:
             return _settled(command, rest)
         case [command, *_]:
@@ -117,6 +122,11 @@ def complain(problems: Sequence[Problem | str]) -> None:
         # A file's name may have a newline; a line is a problem.
         text = str(problem).replace("\n", "\\n")
         sys.stderr.write(f"{prefix}{text}\n")
+
+
+def _is_main_process() -> bool:
+    """Say whether systemd itself has executed us (systemd.exec(5), $SYSTEMD_EXEC_PID)."""
+    return os.environ.get("SYSTEMD_EXEC_PID") == str(os.getpid())
 
 
 def _is_journal() -> bool:

@@ -69,7 +69,7 @@ def take_lock(directory: Path, name: str) -> int:
     The lock lives as long as any process has the descriptor open; `execve` keeps it.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(lock_file(directory), flags, 0o644)
+    descriptor = os.open(lock_file(directory), flags, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

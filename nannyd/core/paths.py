@@ -24,14 +24,22 @@ _LONGEST_SOCKET = "notify-XXXXXXXX"
 
 def runtime_directory(name: str, environ: Mapping[str, str]) -> Path:
     """Return where instance *name* keeps its socket and lock; it need not exist."""
-    given = environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
-    if given:
-        return Path(given)
+    if given := given_directory("RUNTIME_DIRECTORY", environ):
+        return given
     if os.geteuid() == 0:
         return Path("/run/nannyd") / name
     if own := environ.get("XDG_RUNTIME_DIR"):
         return Path(own) / "nannyd" / name
     return _in_tmp() / name
+
+
+def given_directory(variable: str, environ: Mapping[str, str]) -> Path | None:
+    """Return the first directory of a list that systemd made, or None.
+
+    The paths are absolute and joined by colons, of which a name may have some itself (`nannyd@a:b`).
+    """
+    given = environ.get(variable, "").split(":/")[0]
+    return Path(given) if given else None
 
 
 def control_socket(directory: Path) -> Path:

@@ -17,6 +17,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nannyd.core.paths import given_directory
 from nannyd.core.procfs import parse_mountinfo
 
 if TYPE_CHECKING:
@@ -32,9 +33,9 @@ def place(configured: str | None, environ: Mapping[str, str], name: str) -> Path
     It lies below what is configured, else $STATE_DIRECTORY, $TMPDIR, /var/tmp; a tmpfs is taken only
     where it was configured.  Raises OSError where there is no place.
     """
-    state = environ.get("STATE_DIRECTORY", "").split(":")[0]
-    if configured is None and state:
-        return _made(Path(state), "scratch")
+    state = given_directory("STATE_DIRECTORY", environ)
+    if configured is None and state is not None:
+        return _made(state, "scratch")
     if configured is not None:
         return _made(Path(configured), *_shelf(Path(configured)), name)
     for candidate in (environ.get("TMPDIR", ""), "/var/tmp", "/tmp"):  # noqa: S108 - by our own name
