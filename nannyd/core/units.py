@@ -69,6 +69,7 @@ def parse_duration(text: str) -> float:
 
 def format_duration(seconds: float) -> str:
     """Return *seconds* as systemd prints a time span: `350ms`, `1min 30s`, `2h 5min`."""
+    seconds = round(seconds, 3)  # what is 59.9999 after a subtraction is a minute
     if seconds < 1:
         return f"{seconds * 1000:.0f}ms"
     if seconds < 60:

@@ -1,9 +1,12 @@
 """`python -I -m nannyd.supervisor`: what the launcher turns into."""
 
 import sys
+import types
 
-# asyncio imports ssl if it can, 5 MiB that the supervisor never uses: its sockets are local.
+# asyncio imports ssl if it can, and what speaks it: 5 MiB that the supervisor never uses, for its sockets
+# are local.
 sys.modules["ssl"] = None  # type: ignore[assignment]
+sys.modules["asyncio.sslproto"] = types.ModuleType("asyncio.sslproto")
 
 from nannyd.supervisor.main import main  # noqa: E402
 

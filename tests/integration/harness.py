@@ -415,7 +415,10 @@ class Nannyd:
         """Wait for its end and return the exit status."""
         ended = select.select([self._pidfd], [], [], within)[0]
         assert ended, f"nannyd still runs after {within} s{self.story()}"
-        return self.process.wait()
+        status = self.process.wait()
+        if self._reader.ident is not None and status >= 0:
+            self._reader.join(1)  # of one that was not killed nobody is left who could have more to say
+        return status
 
     def stop(self, within: float = PATIENCE) -> int:
         """Send SIGTERM and return the exit status."""

@@ -43,7 +43,7 @@ def test_what_can_change_live_does(nannyd: Host) -> None:
     assert lives(pid)
     began = time.monotonic()
     assert run.stop() == 0
-    assert time.monotonic() - began < 3  # not the 8 s of before
+    assert time.monotonic() - began < 6  # not the 8 s of before
 
 
 def test_a_lower_limit_is_in_force_at_once(nannyd: Host) -> None:
@@ -116,7 +116,7 @@ def test_errors_leave_the_old_plan_in_force_and_are_all_told(nannyd: Host) -> No
     assert run.wait_for("reloaded")["changes"] == "nothing changed"
     began = time.monotonic()
     assert run.stop() == 0
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 6
 
 
 def test_sighup_reloads_too(nannyd: Host) -> None:

@@ -44,6 +44,8 @@ class Guest:
         self.share = self.directory / "share"
         self.console = self.directory / "console.txt"
         self.share.mkdir()
+        (self.directory / "base").symlink_to(image.disk)
+        (self.directory / "ld.so").symlink_to(image.loader)
         self._process: subprocess.Popen[bytes] | None = None
         self._line: socket.socket | None = None
 
@@ -57,11 +59,13 @@ class Guest:
         shutil.rmtree(self.directory)
 
     def boot(self) -> None:
-        """Start the guest.  What it shall find in the share must be there already."""
-        (self.directory / "base").symlink_to(self._image.disk)
-        (self.directory / "ld.so").symlink_to(self._image.loader)
+        """Start the guest.  What it shall find in the share must be there already.
+
+        After it has powered off it may be started again, with the disk as it left it.
+        """
+        self.kill()
         self._line, far_end = socket.socketpair()
-        with far_end, self.console.open("wb") as console:
+        with far_end, self.console.open("ab") as console:
             self._process = subprocess.Popen(
                 [
                     # A panic aborts, which must not leave a core dump of the guest's whole memory.

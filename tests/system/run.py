@@ -34,6 +34,8 @@ from .debian import DebianError
 from .image import Image, base_image
 from .machine import MEMORY_MIB, Guest, GuestError
 
+AGAIN = "again"
+"""File of the share with the arguments of the pytest that a test wants to be run after a reboot."""
 GUEST_TESTS = "tests/system/guest"
 MAIN = Path(__file__).with_name("main.sh")
 FAILED = 1
@@ -113,11 +115,25 @@ def run_job(job: Job, image: Image) -> int:
                 with _raw_terminal():
                     guest.talk(output=sys.stdout.fileno(), keyboard=sys.stdin.fileno(), deadline=deadline)
             status = _read_result(guest, token)
+            if job.command and (guest.share / AGAIN).exists():
+                status = _second_boot(guest, job, token, deadline) or status
         except GuestError as error:
             print(f"\ntests.system: {error}", file=sys.stderr)
         finally:
             _keep_artifacts(guest, failed=bool(job.command) and status != 0)
     return FAILED if status is None else status
+
+
+def _second_boot(guest: Guest, job: Job, token: str, deadline: float) -> int:
+    """Boot the same disk again for what is to be looked at then; return the exit status."""
+    (guest.share / "result").unlink()
+    junit = f"--junitxml=/mnt/share/artifacts/{AGAIN}/junit.xml"
+    colour = [word for word in job.command if word.startswith("--color=")]
+    command = (*PYTEST, junit, *colour, *(guest.share / AGAIN).read_text().split())
+    (guest.share / "job").write_text(Job(command, deadline - time.monotonic()).script(token))
+    guest.boot()
+    guest.talk(output=sys.stdout.fileno(), deadline=deadline)
+    return _read_result(guest, token)
 
 
 def _fill(share: Path, job: Job, token: str) -> None:

@@ -65,6 +65,12 @@ def test_state_directory_comes_first_and_its_first_entry_counts(tmp_path: Path) 
     assert place(None, environ, "w") == state / "scratch"
 
 
+def test_a_colon_may_stand_in_the_name_of_the_state_directory(tmp_path: Path) -> None:
+    state = tmp_path / "a:b"
+    state.mkdir()
+    assert scratch.place(None, {"STATE_DIRECTORY": f"{state}:/other"}, "a:b") == state / "scratch"
+
+
 def test_what_is_configured_comes_before_that(tmp_path: Path) -> None:
     environ = {"STATE_DIRECTORY": str(tmp_path / "state")}
     assert place(str(tmp_path), environ, "w") == tmp_path / "nannyd" / "w"

@@ -124,5 +124,10 @@ def _core_dumps() -> list[str]:
     return CORE_DUMPS.read_text().splitlines() if CORE_DUMPS.exists() else []
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("last") is not None)
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "last: the test leaves something behind for a second boot")
     config.addinivalue_line("markers", "dumps_core: the test makes a process dump core")

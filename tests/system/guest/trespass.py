@@ -10,10 +10,14 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import socket
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 NAME, SUPERVISOR, WORKER, LEAF = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
 RUNTIME = Path("/run/nannyd", NAME)
@@ -50,6 +54,10 @@ def environment() -> None:
     Path(f"/proc/{WORKER}/environ").read_bytes()
 
 
+def signalled(pid: int) -> Callable[[], None]:
+    return lambda: signal.pidfd_send_signal(os.pidfd_open(pid), 0)
+
+
 def writable(path: Path) -> Callable[[], None]:
     def probe() -> None:
         if not os.access(path, os.W_OK):
@@ -64,8 +72,8 @@ ATTEMPTS: dict[str, Callable[[], object]] = {
     "lock": lock,
     "scratch": scratch,
     "environment": environment,
-    "signal to the supervisor": lambda: os.kill(SUPERVISOR, 0),
-    "signal to the worker": lambda: os.kill(WORKER, 0),
+    "signal to the supervisor": signalled(SUPERVISOR),
+    "signal to the worker": signalled(WORKER),
     "runtime directory": writable(RUNTIME),
     "state directory": writable(STATE),
     "cgroup.kill": writable(LEAF / "cgroup.kill"),
