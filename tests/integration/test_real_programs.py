@@ -217,8 +217,10 @@ def test_gunicorns_workers_do_not_outlive_their_master(nannyd: Host) -> None:
     master = run.ready()
     workers = _workers_of(master)
     send_signal(master, 9)
-    assert run.ready() != master
+    following = run.ready()
+    assert following != master
     assert not any(lives(pid) for pid in workers)
+    _workers_of(following)
     eventually(lambda: path.exists() and b"ok" in _answer(path), "the next one serves")
     assert run.stop() == 0
     path.unlink(missing_ok=True)

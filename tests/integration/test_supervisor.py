@@ -355,7 +355,8 @@ def test_the_stop_signal_is_the_configured_one(nannyd: Host) -> None:
 
 def test_a_shell_that_passes_the_signal_on_as_143_has_stopped_well(nannyd: Host) -> None:
     run = nannyd("--", "sh", "-c", "trap 'exit 143' TERM; while :; do sleep 0.1; done")
-    run.ready()
+    pid = run.ready()
+    eventually(lambda: catches(pid, signal.SIGTERM), "the shell has its trap")
     assert run.stop() == 0
     assert run.wait_for("worker-ended")["exit_status"] == 143
 
@@ -543,7 +544,7 @@ def test_a_failed_first_start_follows_the_same_policy(nannyd: Host) -> None:
 
 
 def test_on_abnormal_does_not_restart_after_a_failure_but_after_a_signal(nannyd: Host) -> None:
-    run = nannyd("--restart.mode=on-abnormal", "--restart.delay=0", "--", "sh", "-c", "sleep 0.2; exit 3")
+    run = nannyd("--restart.mode=on-abnormal", "--restart.delay=0", "--", "sh", "-c", "sleep 0.7; exit 3")
     send_signal(run.ready(), signal.SIGKILL)
     run.ready()
     assert run.wait_for("giving-up")["result"] == "exit-code"
