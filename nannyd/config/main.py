@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import traceback
 from typing import TYPE_CHECKING
@@ -44,6 +45,8 @@ Keeps one memory-hungry worker healthy under systemd.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line *argv* (None: the process's own) and return the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["run"]:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status = _dispatch(arguments)
         sys.stdout.flush()
@@ -52,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.CLEAN
     except KeyboardInterrupt:
-        return 130
+        # Nothing was started yet: for `run` that is a clean end, as a moment later.
+        return ExitCode.CLEAN if arguments[:1] == ["run"] else 130
     except Exception:  # noqa: BLE001 - a bug must not look like a worker that failed (1)
         complain(["bug in nannyd, please report it:", *traceback.format_exc().splitlines()])
         return ExitCode.INTERNAL_ERROR

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from nannyd.core.paths import (
     socket_path_problem,
 )
 from nannyd.core.plan import to_json
+from nannyd.core.wire import SUPERVISED
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,6 +51,8 @@ def run(plan: Plan) -> int:
     command = supervisor_command(plan, write_plan(plan), lock, directory)
     sys.stdout.flush()
     sys.stderr.flush()
+    # What is asked of us meanwhile waits until the supervisor can answer it: it takes them off the mask.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SUPERVISED)
     try:
         os.execve(sys.executable, command, os.environ)  # noqa: S606 (no shell is meant)
     except OSError as error:

@@ -115,12 +115,13 @@ POLL_RATE = 2 << 30
 
 
 def poll_interval(
-    working_set: int, thresholds: Thresholds, *, warned: bool, growth: float = 0.0
+    working_set: int, thresholds: Thresholds, *, warned: bool, growth: float = 0.0, doubt: float = 0.0
 ) -> float | None:
     """Return the seconds until the next look in poll mode; None: nothing to look for.
 
     *growth*, in bytes a second, is what was seen since the last look.  Who would pass a threshold before
-    the next regular look is looked at when it gets there.
+    the next regular look is looked at when it gets there.  *doubt* is the pause after a look that was dear
+    and found nothing.
     """
     ahead = [t for t in (thresholds.terminate, thresholds.max) if t is not None]
     if thresholds.warn is not None and not warned:
@@ -128,7 +129,7 @@ def poll_interval(
     if not ahead:
         return None if thresholds.warn is None else POLL_SLOWEST
     distance = max(0, min(ahead) - working_set)
-    interval = min(POLL_SLOWEST, max(POLL_FASTEST, distance / POLL_RATE))
+    interval = max(doubt, min(POLL_SLOWEST, max(POLL_FASTEST, distance / POLL_RATE)))
     if growth * interval > distance > 0:
         return max(POLL_HASTE, distance / growth)
     return interval

@@ -7,6 +7,8 @@ library of Python 3.10 only: the worker's bootstrap uses it inside the user's in
 from __future__ import annotations
 
 import json
+import re
+import signal
 import socket
 
 PROTOCOL = 1
@@ -18,6 +20,9 @@ CHANNEL_FD = 3
 The supervisor's first line is the specification of the worker; a later line asks it to stop,
 `{"stop": {"timeout": 24.0, "reason": "…"}}`.  End of file means that the supervisor is gone.
 """
+
+SUPERVISED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""The signals that the launcher leaves blocked for the supervisor it becomes."""
 
 ERROR_MAX = 16 << 10
 """Characters of a traceback that travel, the last ones, for they name the error: 96 KiB at most."""
@@ -46,6 +51,18 @@ def parse_error(value: str) -> str:
     except (ValueError, RecursionError):
         return value
     return text if isinstance(text, str) else value
+
+
+_SUMMARY = re.compile(r"[\s|+-]*(\w[\w.]*(?:Error|Exception|Group|Interrupt|Exit|Warning)\b.*)")
+
+
+def summarize_error(text: str, longest: int) -> str:
+    """Return the one line of a traceback that names the error, fit for a line of a log."""
+    lines = text.strip().split("\n")
+    named = [match[1] for match in map(_SUMMARY.fullmatch, lines) if match is not None]
+    line = (named or lines)[-1].strip()
+    printable = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return "".join(printable)[:longest]
 
 
 def send(address: str | None, **fields: str) -> None:

@@ -260,7 +260,7 @@ class Life:
         self.errno = wire.parse_unsigned(said.get("ERRNO", "")) or self.errno
         if "X_NANNYD_ERROR" in said:
             text = wire.parse_error(said["X_NANNYD_ERROR"]).strip()[-wire.ERROR_MAX :]
-            self.error = text.rpartition("\n")[2][:_LINE_MAX]
+            self.error = wire.summarize_error(text, _LINE_MAX)
             say(WORKER_ERROR, worker_pid=self.pid, detail=text)
         for event in self._events(said):
             self._place.post(event)

@@ -39,6 +39,7 @@ from nannyd.core.lifecycle import (
 from nannyd.core.memory import Verdict
 from nannyd.core.reload import When, changes
 from nannyd.core.units import format_duration, format_size
+from nannyd.core.wire import SUPERVISED
 from nannyd.supervisor import notices, status
 from nannyd.supervisor.control import CallError
 from nannyd.supervisor.life import Life, Place
@@ -343,6 +344,7 @@ class Supervisor:
         """Take SIGTERM and SIGINT as requests to stop; a second SIGINT does not ask."""
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self.post, lambda number=number: self._asked(number))
+        self._loop.call_soon(signal.pthread_sigmask, signal.SIG_UNBLOCK, SUPERVISED)
 
     def reap_orphans(self, reap: Callable[[Collection[int]], bool]) -> None:
         """Without a leaf the worker's orphans become our children: reap them, and learn of the last."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from nannyd.core.memory import (
+    POLL_FASTEST,
     POLL_HASTE,
     Reading,
     Thresholds,
@@ -158,6 +159,7 @@ class Poller:
         self._decided = False
         self._timer: asyncio.TimerHandle | None = None
         self._doubt = 0.0
+        self._owed = 0.0
         self._seen, self._seen_at = 0, loop.time()
         self._schedule(0)
 
@@ -169,22 +171,33 @@ class Poller:
         now = self._loop.time()
         growth = (working_set - self._seen) / max(now - self._seen_at, POLL_HASTE)
         self._seen, self._seen_at = working_set, now
-        interval = poll_interval(working_set, self._thresholds, warned=self._warned, growth=growth)
+        interval = poll_interval(
+            working_set, self._thresholds, warned=self._warned, growth=growth, doubt=self._doubt
+        )
         if interval is not None:
-            self._timer = self._loop.call_later(max(interval, self._doubt), self._look)
+            self._timer = self._loop.call_later(self._afford(interval), self._look)
+
+    def _afford(self, interval: float) -> float:
+        """Let an early look be paid for by the next: ten a second, however a worker swings."""
+        if interval < POLL_FASTEST and self._owed == 0:
+            self._owed = POLL_FASTEST - interval
+            return interval
+        owed, self._owed = self._owed, 0.0
+        return max(interval, POLL_FASTEST) + owed
 
     def _look(self) -> None:
         pids = self._group.pids()
         reading = self._sampler.reading(pids)
         said = verdict(reading.working_set, self._thresholds, warned=self._warned)
         wall = self._thresholds.max is not None and reading.working_set >= self._thresholds.max
-        if said is Verdict.TERMINATE or wall:
+        if said is not Verdict.FINE or wall:
             # Pages that forked workers share were counted once for each: ask for the proportional share.
             confirmed = self._sampler.confirmed(pids, reading)
             said = verdict(confirmed.working_set, self._thresholds, warned=self._warned)
             wall = self._thresholds.max is not None and confirmed.working_set >= self._thresholds.max
             # Confirming walks the page tables; while it keeps saying no, it is asked less often.
-            self._doubt = 0.0 if said is Verdict.TERMINATE or wall else next_pause(max(self._doubt, 0.1))
+            found = said is not Verdict.FINE or wall
+            self._doubt = 0.0 if found else next_pause(max(self._doubt, POLL_FASTEST))
             reading = confirmed
         if wall or (said is not Verdict.FINE and not (self._decided and said is Verdict.TERMINATE)):
             self._decided = self._decided or wall or said is Verdict.TERMINATE
