@@ -25,8 +25,6 @@ class Facts:
     """The worker's own STATUS=."""
     weaker: str = ""
     """Why memory is polled, where it is."""
-    overdue: bool = False
-    """The new plan waits for the next worker."""
 
 
 def sentence(worker: Worker, facts: Facts, now: float) -> str:

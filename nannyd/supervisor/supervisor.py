@@ -88,7 +88,6 @@ class Supervisor:
         self._now = self._loop.time()
         self._was_ready = False
         self._interrupted = False
-        self._overdue: list[str] = []
         self._excess: dict[str, object] = {}
         self._noting = False
         self._past: Life | None = None
@@ -171,7 +170,6 @@ class Supervisor:
 
     def _spawn(self, generation: int) -> Event:
         life = Life(self._place, self.plan, generation)
-        self._overdue = []
         try:
             life.begin(lambda said, reading, wall: self._memory(life, said, reading, wall))
         except SpawnError as error:
@@ -410,7 +408,6 @@ class Supervisor:
         if self.life is not None:
             self.life.follow(plan)
         said = {when: [key for key, w in found.items() if w is when] for when in When}
-        self._overdue = said[When.NEXT_WORKER]
         return (
             "; ".join(f"{', '.join(keys)} {when}" for when, keys in said.items() if keys) or "nothing changed"
         )
