@@ -93,8 +93,9 @@ def test_gunicorn_serves_and_goes_with_its_workers(nannyd: NannydFactory) -> Non
     instance.start()
     wait_until(lambda: "worker: Gunicorn arbiter booted" in instance.status, "gunicorn's own status")
     assert get("/").endswith("it works")
-    processes = (instance.leaf / "cgroup.procs").read_text().split()
-    assert len(processes) == 3
+    procs = instance.leaf / "cgroup.procs"
+    wait_until(lambda: len(procs.read_text().split()) == 3, "the arbiter and both of its workers")
+    processes = procs.read_text().split()
     instance.stop()
     assert instance.wait_for_event("worker-ended")["RESULT"] == "success"
     assert not any(Path(f"/proc/{pid}").exists() for pid in processes)
