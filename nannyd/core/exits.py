@@ -49,6 +49,8 @@ class Cause(enum.StrEnum):
 
     STOP = "stop"
     RESTART = "restart"
+    END = "end"
+    """This life alone; what follows is the restart policy's."""
     KILL = "kill"
     MEMORY = "memory"
     WATCHDOG = "watchdog"
@@ -95,6 +97,8 @@ class Evidence:
     """The worker had a leaf, so that no OOM kill in it can have gone unnoticed."""
     host_oom_kills: bool = False
     """The kernel's OOM killer struck somebody on this host during this life, or that is unknown."""
+    memory_peak: int | None = None
+    """Bytes, memory.peak of the leaf: page cache included."""
     error: str = ""
     """What the worker itself said of its failure (X_NANNYD_ERROR, ERRNO)."""
 
@@ -111,6 +115,8 @@ class Exit:
     status: WaitStatus | None = None
     """None: there was no process."""
     was_ready: bool = False
+    memory_peak: int | None = None
+    """Bytes, the highest memory.peak of the leaf; None: unknown."""
 
 
 _CLEAN_SIGNALS = {signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE}
@@ -139,7 +145,15 @@ def classify(generation: int, stop: Stop | None, evidence: Evidence, *, was_read
     """Judge the end of one life.  *stop* is what nannyd had decided about it, if anything."""
 
     def verdict(result: Result, who: Who, detail: str = "") -> Exit:
-        return Exit(generation, result, who, detail or evidence.error, evidence.status, was_ready)
+        return Exit(
+            generation,
+            result,
+            who,
+            detail or evidence.error,
+            evidence.status,
+            was_ready,
+            evidence.memory_peak,
+        )
 
     if stop is not None and stop.cause in _DECIDED:
         return verdict(_DECIDED[stop.cause], Who.NANNYD, stop.reason)
@@ -163,7 +177,7 @@ def classify(generation: int, stop: Stop | None, evidence: Evidence, *, was_read
 
 def _by_status(stop: Stop | None, evidence: Evidence) -> tuple[Result, Who]:
     status = evidence.status
-    asked = stop is not None and stop.cause in (Cause.STOP, Cause.RESTART)
+    asked = stop is not None and stop.cause in (Cause.STOP, Cause.RESTART, Cause.END)
     if status.signal is None:
         # A shell that was ended by the stop signal exits with 128 + its number.
         if status.code == 0 or (asked and status.code == 128 + signal.SIGTERM):

@@ -101,6 +101,11 @@ class Delegation:
             else:
                 return self._open(directory)
 
+    def in_leaf(self, pid: int) -> bool | None:
+        """Say whether process *pid* lives in a leaf of this delegation; None: it is gone."""
+        path = _cgroup_of(pid)
+        return None if path is None else path.startswith(f"{self.path.rstrip('/')}/worker-")
+
     def leftovers(self) -> list[Leaf]:
         """Return the leaves that an earlier life of the supervisor left behind."""
         return [self._open(directory) for directory in sorted(self._directory.glob("worker-*"))]
@@ -302,11 +307,14 @@ class Leaf:
 
     def contains(self, pid: int) -> bool | None:
         """Say whether process *pid* lives in the leaf; None: it is gone."""
-        try:
-            path = parse_cgroup(Path(f"/proc/{pid}/cgroup").read_text()).get("")
-        except (FileNotFoundError, ProcessLookupError):
+        path = _cgroup_of(pid)
+        return None if path is None else f"{path}/".startswith(f"{self.path}/")
+
+    def contained(self, cgroup: int | None) -> bool | None:
+        """Say whether *cgroup*, an inode, is the leaf or one that the worker made in it."""
+        if cgroup is None:
             return None
-        return path is not None and f"{path}/".startswith(f"{self.path}/")
+        return any(os.fstat(directory).st_ino == cgroup for *_, directory in os.fwalk(dir_fd=self.fd))
 
     def is_empty(self) -> bool:
         """Say whether nobody is left."""
@@ -367,7 +375,15 @@ class Leaf:
             oom_own=events["oom"] > 0,
             oom_ancestor=self._ancestor_out_of_memory(),
             oomd=self._oomd(),
+            memory_peak=self.memory_peak(),
         )
+
+    def memory_peak(self) -> int | None:
+        """Return the most that the leaf ever used, in bytes; None: Linux < 5.19."""
+        try:
+            return int(self._read("memory.peak"))
+        except OSError:
+            return None
 
     def _ancestor_out_of_memory(self) -> str | None:
         for ancestor, before in self._ooms.items():
@@ -404,6 +420,14 @@ class Leaf:
 
         with open(name, opener=opener) as file:
             return file.read()
+
+
+def _cgroup_of(pid: int) -> str | None:
+    """Return the path of the cgroup that process *pid* lives in; None: it is gone."""
+    try:
+        return parse_cgroup(Path(f"/proc/{pid}/cgroup").read_text()).get("", "")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
 
 
 def _bytes(value: int | None) -> str:

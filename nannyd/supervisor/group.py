@@ -27,6 +27,9 @@ class Group(Protocol):
     def contains(self, pid: int) -> bool | None:
         """Say whether process *pid* belongs to the group; None: it is gone, nobody can say."""
 
+    def contained(self, cgroup: int | None) -> bool | None:
+        """Say whether the cgroup of a process that is gone belongs to the group; None: nobody can say."""
+
     def is_empty(self) -> bool:
         """Say whether no process is left (zombies do not count)."""
 
@@ -44,6 +47,9 @@ class Group(Protocol):
 
     def evidence(self, status: WaitStatus) -> Evidence:
         """Return what the group knows about the end of its worker."""
+
+    def memory_peak(self) -> int | None:
+        """Return the most that the group ever used, in bytes; None: unknown."""
 
     def close(self) -> None:
         """Give back descriptors and, for a leaf, the directory.  The group is empty."""

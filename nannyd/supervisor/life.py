@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from nannyd.core.plan import Plan
     from nannyd.supervisor.cgroup import Delegation, Leaf
     from nannyd.supervisor.group import Group
+    from nannyd.supervisor.mailbox import Sender
     from nannyd.supervisor.poll import Sampler
     from nannyd.supervisor.tree import Tree
     from nannyd.supervisor.watch import Watch
@@ -247,10 +248,19 @@ class Life:
 
     # --- What the worker says ---------------------------------------------------------------------
 
-    def _told(self, said: dict[str, str], sender: int) -> None:
-        if self.group is not None and sender != self.pid and self.group.contains(sender) is False:
-            say(FOREIGN_MESSAGE, sender_pid=sender, worker_pid=self.pid)
-            return
+    def _told(self, said: dict[str, str], sender: Sender) -> None:
+        if self.group is not None and sender.pid != self.pid:
+            belongs = self.group.contains(sender.pid)
+            if belongs is None:
+                belongs = self.group.contained(sender.cgroup())
+            if not belongs:
+                known = (
+                    "which is not"
+                    if belongs is False
+                    else "which is gone, so that nobody can say whether it was"
+                )
+                say(FOREIGN_MESSAGE, sender_pid=sender.pid, known=known, worker_pid=self.pid)
+                return
         note = said.get("STATUS", self.note)[:_LINE_MAX]  # systemd ignores messages of more than 4 KiB
         if note != self.note:
             self.note = note

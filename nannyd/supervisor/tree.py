@@ -127,6 +127,9 @@ class Tree:
             pid = int(parent)
         return True
 
+    def contained(self, cgroup: int | None) -> None:
+        """Nobody can say: a tree has no cgroup of its own."""
+
     def is_empty(self) -> bool:
         """Say whether nobody but zombies is left."""
         while True:
@@ -172,6 +175,9 @@ class Tree:
         now = host_oom_kills()
         struck = now is None or self._oom_kills is None or now > self._oom_kills
         return Evidence(status, counted=False, host_oom_kills=struck)
+
+    def memory_peak(self) -> None:
+        """Nobody counts it for a tree."""
 
     def close(self) -> None:
         """Call nobody any more."""

@@ -7,6 +7,7 @@ import itertools
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -367,6 +368,17 @@ def test_a_message_from_outside_is_ignored_and_logged(nannyd: Host) -> None:
         sock.sendto(b"READY=1\nSTATUS=hello", address)
     foreign = run.wait_for("foreign-message")
     assert (foreign["sender_pid"], foreign["worker_pid"]) == (os.getpid(), pid)
+    assert "worker-ready" not in run.events()
+    assert run.stop() == 0
+
+
+def test_a_message_of_a_stranger_that_is_gone_is_ignored_and_logged(nannyd: Host) -> None:
+    run = nannyd.rude(vices="--never-ready", config=NOTIFY)
+    address = environ_of(run.started())["NOTIFY_SOCKET"]
+    for _ in range(10):
+        notify = ["systemd-notify", "--no-block", "--ready", "--status=hello"]
+        subprocess.run(notify, env={"NOTIFY_SOCKET": address, "PATH": os.environ["PATH"]}, check=True)
+        run.wait_for("foreign-message")
     assert "worker-ready" not in run.events()
     assert run.stop() == 0
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nannyd.core import wire
-from nannyd.supervisor.mailbox import Mailbox
+from nannyd.supervisor.mailbox import Mailbox, Sender
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,9 +29,13 @@ class Post:
     def __init__(self, directory: Path) -> None:
         self.loop = asyncio.new_event_loop()
         self.delivered: list[tuple[dict[str, str], int]] = []
-        self.mailbox = Mailbox(directory, self.loop, lambda said, pid: self.delivered.append((said, pid)))
+        self.mailbox = Mailbox(directory, self.loop, self.deliver)
         self.sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.sender.connect(str(self.mailbox.path))
+
+    def deliver(self, said: dict[str, str], sender: Sender) -> None:
+        """Note what was said, and by whom."""
+        self.delivered.append((said, sender.pid))
 
     def turn(self) -> None:
         """Let the loop handle what is ready."""
@@ -62,7 +66,7 @@ def test_a_message_is_delivered_with_its_senders_pid(post: Post) -> None:
 
 def test_the_socket_is_private_and_has_a_name_nobody_can_guess(post: Post, tmp_path: Path) -> None:
     assert stat.S_IMODE(post.mailbox.path.stat().st_mode) == 0o600
-    other = Mailbox(tmp_path, post.loop, lambda said, pid: None)
+    other = Mailbox(tmp_path, post.loop, lambda said, _: None)
     assert other.path != post.mailbox.path
     assert other.path.name.startswith("notify-")
     other.close()
@@ -122,7 +126,7 @@ def test_every_descriptor_that_is_sent_is_closed(post: Post) -> None:
 
 
 def test_descriptors_are_closed_even_if_the_message_cannot_be_handled(tmp_path: Path) -> None:
-    def fail(_said: dict[str, str], _pid: int) -> None:
+    def fail(_said: dict[str, str], _sender: Sender) -> None:
         raise RuntimeError("cannot")
 
     failures: list[str] = []
@@ -169,7 +173,7 @@ def test_what_was_said_before_an_end_is_drained(post: Post) -> None:
 def test_a_flood_does_not_make_draining_endless(tmp_path: Path) -> None:
     loop = asyncio.new_event_loop()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-        mailbox = Mailbox(tmp_path, loop, lambda said, pid: sender.sendall(b"WATCHDOG=1"))
+        mailbox = Mailbox(tmp_path, loop, lambda said, _: sender.sendall(b"WATCHDOG=1"))
         sender.connect(str(mailbox.path))
         sender.send(b"WATCHDOG=1")
         mailbox.drain()  # for each message that it takes there is a new one
@@ -181,7 +185,7 @@ def test_a_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     loop = asyncio.new_event_loop()
     before = descriptors()
     with pytest.raises(FileNotFoundError) as caught:
-        Mailbox(tmp_path / "missing", loop, lambda said, pid: None)
+        Mailbox(tmp_path / "missing", loop, lambda said, _: None)
     assert str(tmp_path / "missing") in str(caught.value.filename)
     assert descriptors() == before
     loop.close()

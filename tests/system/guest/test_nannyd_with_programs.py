@@ -152,3 +152,13 @@ def test_every_message_of_a_shell_arrives_and_another_instance_sleeps_meanwhile(
     seconds, woken = time.monotonic() - began, switches(idle.main_pid) - before
     print(f"idle supervisor: {woken} wake-ups in {seconds:.0f} s")
     assert woken <= 3 + seconds / 15  # the watchdog's
+
+
+def test_what_strangers_say_is_not_heard_although_they_are_gone(nannyd: NannydFactory) -> None:
+    instance = nannyd(f"[worker]\ncommand = {shell('exec sleep 99')}\n")
+    environ = Path(f"/proc/{instance.worker}/environ").read_bytes().split(b"\0")
+    address = next(line for line in environ if line.startswith(b"NOTIFY_SOCKET=")).decode()
+    for _ in range(20):
+        run_command("env", address, "systemd-notify", "--no-block", "--status=a stranger")
+    wait_until(lambda: len(instance.events("foreign-message")) == 20, "all of them in the journal")
+    assert "stranger" not in instance.status
