@@ -135,7 +135,15 @@ class RestartRequested:
 
 @dataclass(frozen=True, slots=True)
 class KillRequested:
-    """End this life without asking it.  The goal stays."""
+    """End this life: without asking it, or in *timeout* seconds (None: the stop timeout).  The goal stays."""
+
+    reason: str
+    timeout: float | None = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class CloseGracefullyRequested:
+    """When this life is over, do not start another.  The worker is not asked to end."""
 
     reason: str
 
@@ -228,6 +236,7 @@ Event = (
     | StopRequested
     | RestartRequested
     | KillRequested
+    | CloseGracefullyRequested
     | Spawned
     | SpawnFailed
     | WorkerReady
@@ -301,7 +310,7 @@ def _when_down(worker: Worker, event: Event, now: float, policy: Policy) -> Step
         case StartRequested() | RestartRequested():
             prompt = isinstance(event, RestartRequested)
             return _start(replace(worker, goal=Goal.UP, prompt=prompt, starts=(), row=0), now, policy)
-        case StopRequested():
+        case StopRequested() | CloseGracefullyRequested():
             return replace(worker, goal=Goal.DOWN), ()
         case (
             KillRequested()
@@ -341,6 +350,7 @@ def _when_starting(worker: Worker, event: Event, now: float, policy: Policy) -> 
             | StopRequested()
             | RestartRequested()
             | KillRequested()
+            | CloseGracefullyRequested()
             | MemoryExceeded()
             | MainExited()
             | Exited()
@@ -365,6 +375,7 @@ def _when_running(worker: Worker, event: Event, now: float, policy: Policy) -> S
             | StopRequested()
             | RestartRequested()
             | KillRequested()
+            | CloseGracefullyRequested()
             | MemoryExceeded()
             | MainExited()
             | Exited()
@@ -380,6 +391,7 @@ _WhileUp = (
     | StopRequested
     | RestartRequested
     | KillRequested
+    | CloseGracefullyRequested
     | MemoryExceeded
     | MainExited
     | Exited
@@ -391,14 +403,18 @@ def _when_up(worker: Worker, event: _WhileUp, now: float, policy: Policy) -> Ste
     """Handle what means the same to a worker that starts and to one that runs."""
     match event:
         case StartRequested():
-            return worker, ()
+            return replace(worker, goal=Goal.UP), ()
+        case CloseGracefullyRequested():
+            return replace(worker, goal=Goal.DOWN), ()
         case StopRequested(reason, timeout):
             down = replace(worker, goal=Goal.DOWN)
             return _ask(down, Cause.STOP, reason, _or(timeout, policy.stop_timeout), now)
         case RestartRequested(reason, timeout):
             again = replace(worker, goal=Goal.UP, prompt=True)
             return _ask(again, Cause.RESTART, reason, _or(timeout, policy.stop_timeout), now)
-        case KillRequested(reason):
+        case KillRequested(reason, timeout):
+            if timeout != 0:
+                return _ask(worker, Cause.END, reason, _or(timeout, policy.stop_timeout), now)
             stop = Stop(Cause.KILL, reason, policy.stop_timeout)
             return _kill(replace(worker, stop=stop), now)
         case MemoryExceeded(_, detail, wall):
@@ -418,9 +434,13 @@ def _when_up(worker: Worker, event: _WhileUp, now: float, policy: Policy) -> Ste
 
 def _when_asked_to_stop(worker: Worker, event: Event, now: float, policy: Policy) -> Step:
     match event:
-        case StartRequested() | RestartRequested() | StopRequested():
+        case StartRequested() | CloseGracefullyRequested():
             return _change_goal(worker, event), ()
-        case KillRequested(reason):
+        case RestartRequested(_, timeout) | StopRequested(_, timeout):
+            return _hasten(_change_goal(worker, event), timeout, now), ()
+        case KillRequested(reason, timeout):
+            if timeout != 0:
+                return _hasten(worker, timeout, now), ()
             return _kill(_overruled(worker, Cause.KILL, reason), now)
         case MemoryExceeded(_, detail, wall):
             return _kill(_overruled(worker, Cause.MEMORY, detail), now) if wall else (worker, ())
@@ -440,7 +460,7 @@ def _when_asked_to_stop(worker: Worker, event: Event, now: float, policy: Policy
 
 def _when_killed(worker: Worker, event: Event, now: float, policy: Policy) -> Step:
     match event:
-        case StartRequested() | RestartRequested() | StopRequested():
+        case StartRequested() | RestartRequested() | StopRequested() | CloseGracefullyRequested():
             return _change_goal(worker, event), ()
         case DeadlineReached() | KillRequested():
             return _kill(worker, now)  # somebody sleeps uninterruptibly; nothing may start beside it
@@ -466,7 +486,7 @@ def _when_waiting(worker: Worker, event: Event, now: float, policy: Policy) -> S
             return _start(worker, now, policy)
         case StartRequested() | RestartRequested():
             return _start(replace(worker, prompt=True), now, policy)
-        case StopRequested():
+        case StopRequested() | CloseGracefullyRequested():
             return replace(worker, state=State.INACTIVE, goal=Goal.DOWN, deadline=None), ()
         case (
             KillRequested()
@@ -525,14 +545,23 @@ def _escalated(worker: Worker) -> Worker:
 def _overruled(worker: Worker, cause: Cause, reason: str) -> Worker:
     """Make a polite stop a kill; what nannyd had decided by a rule of its own stays the cause."""
     stop = worker.stop
-    if stop is None or stop.cause not in (Cause.STOP, Cause.RESTART, Cause.ANNOUNCED):
+    if stop is None or stop.cause not in (Cause.STOP, Cause.RESTART, Cause.END, Cause.ANNOUNCED):
         return worker
     return replace(worker, stop=replace(stop, cause=cause, reason=reason))
 
 
-def _change_goal(worker: Worker, event: StartRequested | RestartRequested | StopRequested) -> Worker:
-    up = not isinstance(event, StopRequested)
+def _change_goal(
+    worker: Worker, event: StartRequested | RestartRequested | StopRequested | CloseGracefullyRequested
+) -> Worker:
+    up = isinstance(event, StartRequested | RestartRequested)
     return replace(worker, goal=Goal.UP if up else Goal.DOWN, prompt=up)
+
+
+def _hasten(worker: Worker, timeout: float | None, now: float) -> Worker:
+    """Let a later request with a *timeout* of its own shorten a stop, never lengthen it."""
+    if timeout is None or worker.deadline is None:
+        return worker
+    return replace(worker, deadline=min(worker.deadline, now + _GRACE * timeout))
 
 
 def _extend(worker: Worker, deadline: float) -> Worker:

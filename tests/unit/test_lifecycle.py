@@ -14,6 +14,7 @@ from nannyd.core.exits import Cause, Evidence, Result, Stop, WaitStatus, Who
 from nannyd.core.lifecycle import (
     ACTIVE_STATE,
     AskToStop,
+    CloseGracefullyRequested,
     DeadlineReached,
     Effect,
     Event,
@@ -56,6 +57,8 @@ def events(generation: int) -> list[Event]:
         StopRequested("test"),
         RestartRequested("test"),
         KillRequested("test"),
+        KillRequested("test", 5.0),
+        CloseGracefullyRequested("test"),
         Spawned(generation),
         SpawnFailed(generation, "no such file"),
         WorkerReady(generation),
@@ -90,36 +93,36 @@ EXPECTED = {
     # state: the state after each of events(), in order
     State.INACTIVE: (
         "start inactive start inactive inactive inactive inactive inactive inactive inactive "
-        "inactive inactive inactive inactive inactive inactive"
+        "inactive inactive inactive inactive inactive inactive inactive inactive"
     ),
     State.FAILED: (
-        "start failed start failed failed failed failed failed failed failed failed failed "
-        "failed failed failed failed"
+        "start failed start failed failed failed failed failed failed failed failed failed failed "
+        "failed failed failed failed failed"
     ),
     State.START: (
-        "start stop-sigterm stop-sigterm stop-sigkill start auto-restart running stop-sigterm "
-        "start stop-sigterm start stop-sigterm stop-sigkill stop-sigkill auto-restart "
-        "stop-sigterm"
+        "start stop-sigterm stop-sigterm stop-sigkill stop-sigterm start start auto-restart "
+        "running stop-sigterm start stop-sigterm start stop-sigterm stop-sigkill stop-sigkill "
+        "auto-restart stop-sigterm"
     ),
     State.RUNNING: (
-        "running stop-sigterm stop-sigterm stop-sigkill running running running stop-sigterm "
-        "running stop-sigterm running stop-sigterm stop-sigkill stop-sigkill auto-restart "
-        "stop-sigterm"
+        "running stop-sigterm stop-sigterm stop-sigkill stop-sigterm running running running "
+        "running stop-sigterm running stop-sigterm running stop-sigterm stop-sigkill stop-sigkill "
+        "auto-restart stop-sigterm"
     ),
     State.STOP_SIGTERM: (
         "stop-sigterm stop-sigterm stop-sigterm stop-sigkill stop-sigterm stop-sigterm "
         "stop-sigterm stop-sigterm stop-sigterm stop-sigterm stop-sigterm stop-sigterm "
-        "stop-sigkill stop-sigkill auto-restart stop-sigkill"
+        "stop-sigterm stop-sigterm stop-sigkill stop-sigkill auto-restart stop-sigkill"
     ),
     State.STOP_SIGKILL: (
         "stop-sigkill stop-sigkill stop-sigkill stop-sigkill stop-sigkill stop-sigkill "
         "stop-sigkill stop-sigkill stop-sigkill stop-sigkill stop-sigkill stop-sigkill "
-        "stop-sigkill stop-sigkill auto-restart stop-sigkill"
+        "stop-sigkill stop-sigkill stop-sigkill stop-sigkill auto-restart stop-sigkill"
     ),
     State.AUTO_RESTART: (
-        "start inactive start auto-restart auto-restart auto-restart auto-restart auto-restart "
+        "start inactive start auto-restart auto-restart inactive auto-restart auto-restart "
         "auto-restart auto-restart auto-restart auto-restart auto-restart auto-restart "
-        "auto-restart start"
+        "auto-restart auto-restart auto-restart start"
     ),
 }
 
@@ -240,6 +243,44 @@ def test_a_restart_is_immediate_and_does_not_count() -> None:
     assert done[-1] == Spawn(2)
 
 
+def test_a_kill_with_a_timeout_asks_first_and_leaves_what_follows_to_the_policy() -> None:
+    policy = replace(NOTIFY, restart=RestartPolicy(mode=RestartMode.ON_FAILURE))
+    asked = [*UP, (2.0, KillRequested("asked", 5.0))]
+    worker, done = run(policy, *asked)
+    assert done[-1] == AskToStop(4.0, "asked")
+    ended, _ = step(worker, Exited(1, SIGTERM), 3.0, policy)
+    assert (ended.state, ended.result) == (State.INACTIVE, Result.SUCCESS)
+    always, _ = run(NOTIFY, *asked, (3.0, Exited(1, EXITED_0)))
+    assert (always.state, always.goal) == (State.AUTO_RESTART, Goal.UP)
+    late, _ = run(policy, *asked, (6.0, DeadlineReached()), (6.1, Exited(1, SIGKILL)))
+    assert (late.state, late.result) == (State.AUTO_RESTART, Result.TIMEOUT)
+
+
+def test_a_later_request_can_shorten_a_stop_but_not_lengthen_it() -> None:
+    stopping, _ = run(NOTIFY, *UP, (2.0, StopRequested("SIGTERM")))
+    assert stopping.deadline == 10.0
+    for request in (
+        StopRequested("again", 2.5),
+        RestartRequested("again", 2.5),
+        KillRequested("again", 2.5),
+    ):
+        assert step(stopping, request, 3.0, NOTIFY)[0].deadline == 5.0
+        assert step(stopping, replace(request, timeout=100.0), 3.0, NOTIFY)[0].deadline == 10.0
+        if not isinstance(request, KillRequested):
+            assert step(stopping, replace(request, timeout=None), 3.0, NOTIFY)[0].deadline == 10.0
+
+
+def test_closing_gracefully_asks_nothing_of_the_worker_and_ends_with_it() -> None:
+    closing, done = run(NOTIFY, *UP, (2.0, CloseGracefullyRequested("asked")))
+    assert (closing.state, closing.goal, done) == (State.RUNNING, Goal.DOWN, [Spawn(1)])
+    for evidence in (EXITED_0, EXITED_1, SIGKILL):
+        worker, effects = step(closing, Exited(1, evidence), 3.0, NOTIFY)
+        assert worker.ended
+        assert (exit_code(worker), effects) == (ExitCode.CLEAN, ())
+    for request in (StartRequested(), RestartRequested("asked")):
+        assert step(closing, request, 3.0, NOTIFY)[0].goal is Goal.UP
+
+
 def test_a_restart_clears_failed() -> None:
     policy = Policy(restart=RestartPolicy(mode=RestartMode.NO))
     worker, _ = run(policy, *START, (1.0, Exited(1, EXITED_1)))
@@ -358,7 +399,18 @@ def test_every_state_has_a_word_of_systemd() -> None:
 # --- Random histories against a simulated worker -----------------------------------------------------
 
 requests = st.sampled_from(
-    [StartRequested(), StopRequested("test"), RestartRequested("test"), KillRequested("test"), None, None]
+    [
+        StartRequested(),
+        StopRequested("test"),
+        StopRequested("test", 0.5),
+        RestartRequested("test"),
+        KillRequested("test"),
+        KillRequested("test", None),
+        CloseGracefullyRequested("test"),
+        None,
+        None,
+        None,
+    ]
 )
 rules = st.builds(
     RestartPolicy,
@@ -454,7 +506,7 @@ class World:
         if worker.state is State.AUTO_RESTART:
             assert not self.alive
         if worker.goal is Goal.DOWN:
-            assert worker.state not in (State.START, State.RUNNING, State.AUTO_RESTART)
+            assert worker.state is not State.AUTO_RESTART
 
     def pass_time(self, seconds: float) -> None:
         end = self.now + seconds
@@ -480,7 +532,7 @@ def test_no_history_leaves_two_workers_a_wait_without_end_or_a_lost_request(
             world.send(tell(word, world.worker.generation))
         if request is not None:
             world.send(request)
-            if isinstance(request, StopRequested):
+            if isinstance(request, StopRequested | CloseGracefullyRequested):
                 assert world.worker.goal is Goal.DOWN
             if isinstance(request, StartRequested | RestartRequested):
                 assert world.worker.goal is Goal.UP
