@@ -50,7 +50,8 @@ class Peer:
 def read_peer(sock: socket.socket) -> Peer:
     """Return who connected to get the other end of *sock*."""
     credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    return Peer(*_UCRED.unpack(credentials), _groups(sock))
+    pid, uid, gid = _UCRED.unpack(credentials)
+    return Peer(pid, uid, gid, _groups(sock))
 
 
 def _groups(sock: socket.socket) -> frozenset[int] | None:
