@@ -15,9 +15,9 @@ from typing import Any
 
 MESSAGE_MAX = 1 << 20
 """Bytes of a call, without the NUL byte after it."""
-_PIECES_MAX = 1 << 15
-"""Commas, brackets and braces of a call: a megabyte of `[],` would take 50 ms to read, and no method wants
-lists.  In strings they count too; a million characters of prose do not have so many."""
+_PIECES_MAX = 1 << 14
+"""Commas of a call, and its brackets and braces twice: a megabyte of `[],` would take 50 ms to read, and no
+method wants lists.  In strings they count too; a megabyte of prose has less."""
 _DIGITS_MAX = 20
 """Digits of an integer; 64 bits have less."""
 _NAME_MAX = 255
@@ -91,12 +91,11 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse
 
 def read_call(raw: bytes) -> Message:
     """Read a message without its NUL byte.  Raises Nonsense."""
-    if len(raw) > MESSAGE_MAX or raw.count(b",") + raw.count(b"[") + raw.count(b"{") > _PIECES_MAX:
+    pieces = raw.count(b",") + 2 * (raw.count(b"[") + raw.count(b"{"))
+    if len(raw) > MESSAGE_MAX or pieces > _PIECES_MAX:
         raise Nonsense
     try:
         found = _DECODER.decode(raw.decode())
-        if b"\\" in raw:
-            json.dumps(found, ensure_ascii=False).encode()  # a lone surrogate may be written as an escape
     except (ValueError, RecursionError) as error:
         raise Nonsense from error
     if type(found) is not dict:
@@ -135,9 +134,18 @@ def _argument(name: str, kind: Kind, value: Any) -> Any:
             return float(value)
         case Kind.BOOL | Kind.MAYBE_BOOL if type(value) is bool:
             return value
-        case Kind.STRING | Kind.MAYBE_STRING if type(value) is str:
+        case Kind.STRING | Kind.MAYBE_STRING if type(value) is str and not _has_surrogates(value):
             return value
     raise invalid_parameter(name)
+
+
+def _has_surrogates(text: str) -> bool:
+    """Say whether *text* is none: JSON's escapes can write half a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 # --- Replies ------------------------------------------------------------------------------------------
