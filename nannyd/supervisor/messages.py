@@ -15,9 +15,9 @@ from typing import Any
 
 MESSAGE_MAX = 1 << 20
 """Bytes of a call, without the NUL byte after it."""
-_PIECES_MAX = 1 << 14
-"""Commas of a call, and its brackets and braces twice: a megabyte of `[],` would take 50 ms to read, and no
-method wants lists.  In strings they count too; a megabyte of prose has less."""
+_PIECES_MAX = 1 << 13
+"""A megabyte of `[],` would take 50 ms to read, and no method wants lists.  So commas, brackets and braces
+are counted, those in strings too; a text that is worth a record has less."""
 _DIGITS_MAX = 20
 """Digits of an integer; 64 bits have less."""
 _NAME_MAX = 255
@@ -89,10 +89,14 @@ def _constant(name: str) -> Any:
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_constant=_constant)
 
 
+def _pieces(raw: bytes) -> int:
+    """Return how much there is to read, in commas; what takes longer than they counts for more."""
+    return raw.count(b",") + 2 * (raw.count(b"[") + raw.count(b"{")) + raw.count(b"\\") // 8
+
+
 def read_call(raw: bytes) -> Message:
     """Read a message without its NUL byte.  Raises Nonsense."""
-    pieces = raw.count(b",") + 2 * (raw.count(b"[") + raw.count(b"{"))
-    if len(raw) > MESSAGE_MAX or pieces > _PIECES_MAX:
+    if len(raw) > MESSAGE_MAX or _pieces(raw) > _PIECES_MAX:
         raise Nonsense
     try:
         found = _DECODER.decode(raw.decode())

@@ -20,7 +20,6 @@ from pathlib import Path
 sys.modules["ssl"] = None  # type: ignore[assignment]
 sys.modules["asyncio.sslproto"] = types.ModuleType("asyncio.sslproto")
 
-from collections.abc import Callable  # noqa: E402
 from typing import Any  # noqa: E402
 
 from nannyd.supervisor.rights import Peer, Right, right_of  # noqa: E402
@@ -125,40 +124,29 @@ class Service:
         )
 
     def interface(self) -> Interface:
-        look = Right.LOOK
-
-        def method(
-            handle: Callable[..., dict[str, Any] | None],
-            needs: Right = look,
-            *,
-            streams: bool = False,
-            **takes: str,
-        ) -> Method:
-            return Method(needs, handle, {name: Kind(kind) for name, kind in takes.items()}, streams)
-
+        text, number, size = {"text": Kind.STRING}, {"n": Kind.INT}, {"size": Kind.INT}
         kinds = {"i": "int", "f": "float", "b": "bool", "s": "string"}
+        all_kinds = {name: Kind(kind) for name, kind in kinds.items()}
+        all_kinds |= {f"m{name}": Kind(f"?{kind}") for name, kind in kinds.items()}
+        look = Right.LOOK
         methods = {
-            "Ping": method(lambda _, text: {"text": text}, text="string"),
-            "Types": method(
-                lambda _, **given: {"got": repr(given)},
-                **kinds,
-                **{f"m{name}": f"?{kind}" for name, kind in kinds.items()},
-            ),
-            "Note": method(self.note, text="string"),
-            "Big": method(lambda _, size: {"text": "x" * size}, size="int"),
-            "Later": method(self.later, delay="float"),
-            "Never": method(self.never),
-            "Count": method(self.count, streams=True, n="int"),
-            "Listen": method(self.listen, streams=True),
-            "Tell": method(self.tell, size="int"),
-            "Odd": method(self.odd),
-            "Broken": method(self.broken),
-            "Unwritable": method(lambda _: {"what": object()}),
-            "Who": method(self.who),
-            "Operate": method(lambda _: {}, Right.OPERATE),
-            "All": method(lambda _: {}, Right.ALL),
-            "ThisIsWorker": method(self.this_is_worker, pid="int"),
-            "GetStatistics": method(self.statistics),
+            "Ping": Method(look, lambda _, text: {"text": text}, text),
+            "Types": Method(look, lambda _, **given: {"got": repr(given)}, all_kinds),
+            "Note": Method(look, self.note, text),
+            "Big": Method(look, lambda _, size: {"text": "x" * size}, size),
+            "Later": Method(look, self.later, {"delay": Kind.FLOAT}),
+            "Never": Method(look, self.never, {}),
+            "Count": Method(look, self.count, number, streams=True),
+            "Listen": Method(look, self.listen, {}, streams=True),
+            "Tell": Method(look, self.tell, size),
+            "Odd": Method(look, self.odd, {}),
+            "Broken": Method(look, self.broken, {}),
+            "Unwritable": Method(look, lambda _: {"what": object()}, {}),
+            "Who": Method(look, self.who, {}),
+            "Operate": Method(Right.OPERATE, lambda _: {}, {}),
+            "All": Method(Right.ALL, lambda _: {}, {}),
+            "ThisIsWorker": Method(look, self.this_is_worker, {"pid": Kind.INT}),
+            "GetStatistics": Method(look, self.statistics, {}),
         }
         return Interface(
             "org.example.test",
