@@ -176,6 +176,10 @@ class Connection:
     def fail(self, error: Exception) -> None:
         """Close, for a bug of ours."""
         self._server.failed(error)
+        self._break_off()
+
+    def _break_off(self) -> None:
+        self._flush()  # what was asked before was answered
         self.close()
 
     # In
@@ -216,8 +220,7 @@ class Connection:
         try:
             message = messages.read_call(raw)
         except messages.Nonsense:
-            self._flush()  # what was asked before was asked rightly
-            self.close()
+            self._break_off()
             return
         self._call = call = Call(self, message)
         try:
