@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from harness import Host
+from varlink_peer import Service
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 @pytest.fixture
@@ -20,3 +24,29 @@ def nannyd() -> Iterator[Host]:
     finally:
         wrong = host.finish()
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.fixture(scope="module")
+def serve() -> Iterator[Callable[..., Service]]:
+    """Start varlink_service.py with options; afterwards it ends, and has complained of nothing."""
+    services: list[Service] = []
+
+    def start(**options: Any) -> Service:
+        base = Path(tempfile.mkdtemp(prefix="nannyd-test-"))  # pytest's are nobody else's to enter
+        base.chmod(0o777)
+        services.append(Service(base, **options))
+        return services[-1]
+
+    yield start
+    wrong = "".join(service.close() for service in services)
+    left = [service.path for service in services if service.path.exists()]
+    for service in services:
+        shutil.rmtree(service.path.parent)
+    assert not wrong
+    assert not left
+
+
+@pytest.fixture(scope="module")
+def service(serve: Callable[..., Service]) -> Service:
+    """Return one with the limits of nannyd, where its user is root."""
+    return serve()

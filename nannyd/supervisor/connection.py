@@ -1,0 +1,324 @@
+"""One connection to the control socket: calls in, replies out, one call at a time.
+
+What was sent behind a call waits, as a rule in the kernel.  What the connection is watched for says what
+it waits for:
+
+    EPOLLIN   the next call
+    EPOLLOUT  its turn: replies wait to be sent, or calls that were received to be handled
+    0         an answer that comes later; a hang-up is heard of always (epoll_ctl(2))
+    nothing   the end of a oneway call, whose peer may well have gone
+"""
+
+from __future__ import annotations
+
+import select
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from nannyd.supervisor import messages
+from nannyd.supervisor.messages import CallError
+from nannyd.supervisor.rights import Peer, Right
+
+if TYPE_CHECKING:
+    import socket
+    from asyncio import TimerHandle
+    from collections.abc import Callable, Mapping
+
+    from nannyd.supervisor.varlink import Server
+
+_SLICE = 0.001
+"""Seconds for which one connection's calls are handled in one turn."""
+_BATCH = 64 << 10
+"""Bytes received at once."""
+_SENT_AT_ONCE = 256 << 10
+_UNWATCHED = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a peer may cost; seconds and bytes."""
+
+    connections: Mapping[Right, int] = field(
+        default_factory=lambda: {Right.NONE: 8, Right.LOOK: 16, Right.OPERATE: 32, Right.ALL: 32}
+    )
+    idle_timeout: float = 60.0
+    stranger_timeout: float = 5.0
+    """The same, for a peer without any right."""
+    half_timeout: float = 10.0
+    """From the first byte of a call to its last."""
+    stalled_timeout: float = 60.0
+    """Of a peer that takes nothing of what was sent to it."""
+    unsent: int = 256 << 10
+    """What waits for the slow reader of a stream, beside the reply that goes beyond it."""
+
+
+class Call:
+    """One call that is being answered."""
+
+    __slots__ = ("_connection", "_when_closed", "more", "oneway", "peer", "right")
+
+    def __init__(self, connection: Connection, message: messages.Message) -> None:
+        """Stand for *message*, which arrived by *connection*."""
+        self.oneway = message.oneway
+        self.more = message.more and not message.oneway
+        self.peer = connection.peer
+        self.right = connection.right
+        self._connection: Connection | None = connection
+        self._when_closed: Callable[[], None] | None = None
+
+    @property
+    def open(self) -> bool:
+        """No last reply yet, and the peer is there."""
+        return self._connection is not None
+
+    def reply(self, parameters: dict[str, Any]) -> None:
+        """Answer, for the last time."""
+        self._end({"parameters": parameters})
+
+    def fail(self, error: CallError) -> None:
+        """Answer with *error*, which is the last answer."""
+        self._end({"error": error.error, "parameters": error.parameters})
+
+    def more_reply(self, parameters: dict[str, Any]) -> bool:
+        """Answer, but not for the last time.  False: not sent, for the reader is too slow, or gone."""
+        if self._connection is None or self._connection.is_full():
+            return False
+        self._connection.send({"parameters": parameters, "continues": True})
+        return self._connection is not None
+
+    def when_closed(self, callback: Callable[[], None]) -> None:
+        """Have *callback* called when the peer goes away before the last reply; at once, if it has."""
+        self._when_closed = callback
+        if self._connection is None:
+            callback()
+
+    def _end(self, message: dict[str, Any]) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.send_last(message, oneway=self.oneway)
+
+    def close(self) -> None:
+        """Nobody waits any more."""
+        self._connection = None
+        if self._when_closed is not None:
+            self._when_closed()
+
+
+class Connection:
+    """One peer."""
+
+    __slots__ = (
+        "_call",
+        "_closed",
+        "_deadline",
+        "_ended",
+        "_half_since",
+        "_handling",
+        "_input",
+        "_moved_at",
+        "_output",
+        "_server",
+        "_socket",
+        "_timer",
+        "_watched",
+        "peer",
+        "right",
+    )
+
+    def __init__(self, server: Server, sock: socket.socket, peer: Peer, right: Right) -> None:
+        """Serve *peer*, who may do what *right* says, by *sock*, which is ours from now on."""
+        self.peer = peer
+        self.right = right
+        self._server = server
+        self._socket = sock
+        self._input = bytearray()
+        self._output = bytearray()
+        self._call: Call | None = None
+        self._handling = False
+        self._ended = False
+        """The peer says nothing any more; it may yet listen."""
+        self._closed = False
+        self._half_since: float | None = None
+        self._moved_at = 0.0
+        self._deadline: float | None = None
+        self._timer: TimerHandle | None = None
+        self._watched = _UNWATCHED
+        self._settle()
+
+    def on(self, events: int) -> None:
+        """Do what *events* of epoll ask for."""
+        self._moved_at = self._server.loop.time()
+        if self._watched == 0:
+            self.close()  # hung up
+        elif self._watched == select.EPOLLIN:
+            self._receive()
+        else:
+            self._flush()
+        self._handle()
+
+    def close(self) -> None:
+        """Let go of the peer, and tell who is answering it."""
+        if self._closed:
+            return
+        self._closed = True
+        self._watch(_UNWATCHED)
+        self._server.forget(self._socket.fileno(), self.right)
+        self._socket.close()
+        if self._timer is not None:
+            self._timer.cancel()
+        call, self._call = self._call, None
+        if call is not None:
+            try:
+                call.close()
+            except Exception as error:  # noqa: BLE001 - a bug in one method must not end the supervisor
+                self._server.failed(error)
+
+    def fail(self, error: Exception) -> None:
+        """Close, for a bug of ours."""
+        self._server.failed(error)
+        self._break_off()
+
+    def _break_off(self) -> None:
+        self._flush()  # what was asked before was answered
+        self.close()
+
+    # In
+
+    def _receive(self) -> None:
+        try:
+            received = self._socket.recv(_BATCH)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close()
+            return
+        self._ended = not received
+        self._input += received
+        if len(self._input) > messages.MESSAGE_MAX and 0 not in self._input:
+            self.close()
+
+    def _handle(self) -> None:
+        """Handle calls that were received, for as long as it is this connection's turn."""
+        time = self._server.loop.time
+        until = time() + _SLICE
+        self._handling = True
+        while self._is_idle() and (end := self._input.find(0)) >= 0:
+            raw = bytes(self._input[:end])
+            del self._input[: end + 1]
+            self._half_since = None
+            self._answer(raw)
+            if time() >= until:
+                break
+        self._handling = False
+        self._flush()
+        self._settle()
+
+    def _is_idle(self) -> bool:
+        return self._call is None and len(self._output) < _BATCH and not self._closed
+
+    def _answer(self, raw: bytes) -> None:
+        try:
+            message = messages.read_call(raw)
+        except messages.Nonsense:
+            self._break_off()
+            return
+        self._call = call = Call(self, message)
+        try:
+            reply = self._server.answer(call, message)
+        except CallError as error:
+            call.fail(error)
+        else:
+            if reply is not None:
+                call.reply(reply)
+
+    # Out
+
+    def is_full(self) -> bool:
+        """Say whether the peer is too slow for more of a stream."""
+        return len(self._output) > self._server.limits.unsent
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send *message*, or have it sent when the peer takes it."""
+        try:
+            raw = messages.write(message)
+        except Exception as error:  # noqa: BLE001 - a bug in one method must not end the supervisor
+            self.fail(error)
+            return
+        if not self._output:
+            self._moved_at = self._server.loop.time()
+        self._output += raw
+        if not self._handling or len(self._output) > _BATCH:
+            self._flush()
+        if not self._handling:
+            self._settle()
+
+    def send_last(self, message: dict[str, Any], *, oneway: bool) -> None:
+        """Send *message*, unless nobody wants it, and go on with the next call."""
+        self._call = None
+        if not oneway:
+            self.send(message)
+        elif not self._handling:
+            self._settle()
+
+    def _flush(self) -> None:
+        if not self._output or self._closed:
+            return
+        try:
+            sent = self._socket.send(memoryview(self._output)[:_SENT_AT_ONCE])
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close()
+            return
+        del self._output[:sent]
+
+    # What it waits for
+
+    def _settle(self) -> None:
+        """Watch for what comes next, and for how long."""
+        limits = self._server.limits
+        if self._closed:
+            return
+        if self._output or (self._call is None and 0 in self._input):
+            self._watch(select.EPOLLOUT)
+            self._wait_until(self._moved_at + limits.stalled_timeout)
+        elif self._call is not None:
+            self._watch(_UNWATCHED if self._call.oneway else 0)
+            self._deadline = None
+        elif self._ended:
+            self.close()
+        else:
+            self._watch(select.EPOLLIN)
+            now = self._server.loop.time()
+            if self._input:
+                self._half_since = self._half_since or now
+                self._wait_until(self._half_since + limits.half_timeout)
+            else:
+                stranger = self.right is Right.NONE
+                self._wait_until(now + (limits.stranger_timeout if stranger else limits.idle_timeout))
+
+    def _watch(self, events: int) -> None:
+        if events == self._watched:
+            return
+        if self._watched == _UNWATCHED:
+            self._server.epoll.register(self._socket, events)
+        elif events == _UNWATCHED:
+            self._server.epoll.unregister(self._socket)
+        else:
+            self._server.epoll.modify(self._socket, events)
+        self._watched = events
+
+    def _wait_until(self, deadline: float) -> None:
+        """Close at *deadline*.  A timer that is too early looks again; most deadlines only move away."""
+        self._deadline = deadline
+        if self._timer is None or self._timer.when() > deadline:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._server.loop.call_at(deadline, self._look_at_deadline)
+
+    def _look_at_deadline(self) -> None:
+        self._timer = None
+        if self._deadline is not None and self._server.loop.time() < self._deadline:
+            self._wait_until(self._deadline)
+        elif self._deadline is not None:
+            self.close()

@@ -1,0 +1,362 @@
+"""Clients of the control socket that are rude, broken, or many; and one beside them that is served."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import select
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from harness import PATIENCE, eventually
+from varlink_peer import STANDARD, Line, written
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from varlink_peer import Service
+
+MESSAGE_MAX = 1 << 20
+MIB = 1 << 20
+HELD_MAX = 0.05
+"""Seconds of CPU time in one turn of the loop; 5 ms is meant, and kept on a quiet machine."""
+
+
+@pytest.fixture
+def watcher(service: Service) -> Iterator[Watcher]:
+    with Watcher(service) as watcher:
+        yield watcher
+
+
+class Watcher(Line):
+    """The client that is served, whatever others do; it looks what they cost."""
+
+    def __init__(self, service: Service) -> None:
+        """Connect, and begin anew with what the service measures of itself."""
+        super().__init__(service.path)
+        self.before = self.statistics()
+        self.slowest = 0.0
+
+    def is_served(self) -> None:
+        """Ask something, and note how long the answer took."""
+        before = time.monotonic()
+        assert self.get("Ping", text="served") == {"text": "served"}
+        self.slowest = max(self.slowest, time.monotonic() - before)
+
+    def judge(self, *, grows: float = 16) -> None:
+        """Say what it was, which was not too much: of *grows* in MiB, too."""
+        after = self.statistics()
+        grown = (after["resident"] - self.before["resident"]) / MIB
+        print(
+            f"held {after['held'] * 1e3:.2f} ms, slowest {self.slowest * 1e3:.1f} ms, grown {grown:.1f} MiB"
+        )
+        assert after["held"] < HELD_MAX
+        assert grown < grows
+        assert after["failed"] == self.before["failed"]
+
+
+def fill(line: Line, raw: bytes) -> int:
+    """Send *raw* again and again until nothing of it is taken any more; return how many bytes were."""
+    line.socket.setblocking(False)
+    sent = 0
+    while select.select([], [line.socket], [], 0.5)[1]:
+        try:
+            sent += line.socket.send(raw)
+        except (BrokenPipeError, ConnectionResetError):
+            break
+    line.socket.settimeout(PATIENCE)
+    return sent
+
+
+# --- Messages ---
+
+
+@pytest.mark.parametrize("raw", [b"\0", b"GET / HTTP/1.1\r\n\0", b"[" * 5000 + b"\0", b"\xff\0"])
+def test_garbage_closes_the_connection_after_what_came_before(
+    watcher: Watcher, service: Service, raw: bytes
+) -> None:
+    with service.line() as line:
+        line.send(written("Ping", {"text": "before"}) + raw + written("Note", {"text": "after garbage"}))
+        assert line.receive() == {"parameters": {"text": "before"}}
+        assert line.is_closed()
+    assert "after garbage" not in watcher.statistics()["noted"]
+
+
+def test_a_message_may_have_a_mebibyte_and_no_byte_more(watcher: Watcher, service: Service) -> None:
+    room = MESSAGE_MAX - len(written("Ping", {"text": ""})) + 1
+    with service.line() as line:
+        assert len(line.get("Ping", text="x" * room)["text"]) == room
+        line.send(written("Ping", {"text": "x" * (room + 1)}))
+        assert line.is_closed()
+    watcher.judge()
+
+
+def test_what_is_longer_is_not_waited_for(watcher: Watcher, service: Service) -> None:
+    with service.line() as line:
+        assert MESSAGE_MAX <= fill(line, b"x" * 65536) < MESSAGE_MAX + 8 * 65536 + send_buffer(line)
+        assert line.is_closed()
+    watcher.judge()
+
+
+def send_buffer(line: Line) -> int:
+    """Return what the kernel keeps of what was sent."""
+    return line.socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+
+
+def mutated(rng: random.Random, seeds: list[bytes]) -> bytes:
+    """Return one of *seeds*, somewhat changed."""
+    raw = bytearray(rng.choice(seeds))
+    for _ in range(rng.choice((0, 1, 1, 1, 2, 8))):
+        at = rng.randrange(len(raw) + 1)
+        match rng.randrange(5):
+            case 0:
+                raw[at:at] = bytes([rng.randrange(256)])
+            case 1:
+                del raw[at : at + rng.randrange(1, 9)]
+            case 2:
+                raw[at:at] = rng.choice(WORDS)
+            case 3:
+                raw[at : at + 1] = bytes([rng.randrange(256)])
+            case 4:
+                other = rng.choice(seeds)
+                raw[at:] = other[rng.randrange(len(other)) :]
+    return bytes(raw).strip(b"\0")
+
+
+WORDS = [
+    *(b"{", b"}", b"[", b"]", b'"', b":", b",", b"\\", b"null", b"true", b"NaN", b"-", b"1e999", b"9" * 30),
+    *(b"\\ud800", b"\\u0000", b"\xed\xa0\x80", b"\xf0\x9f\x98\x80", b'"more":true,', b'"oneway":true,'),
+    *(b'"parameters":', b'{"', b'"method":', b"0.5", b"[[[[[[[[", b" " * 100, b'"x":{"y":[1]},'),
+]
+
+
+def test_a_hundred_thousand_mutants_meet_no_bug(watcher: Watcher, service: Service) -> None:
+    rng = random.Random(20)
+    seeds = [
+        raw[:-1]
+        for raw in (
+            written("Ping", {"text": "é\U0001f600"}),
+            written("Types", {"i": 1, "f": 2.5, "b": True, "s": "x", "mi": None, "mf": 0}),
+            written("Count", {"n": 3}, more=True),
+            written("Ping", {"text": "x"}, oneway=True),
+            written(f"{STANDARD}.GetInfo"),
+            written(f"{STANDARD}.GetInterfaceDescription", {"interface": STANDARD}),
+            json.dumps(
+                {"method": "org.example.test.Ping", "parameters": {"text": "é"}}, ensure_ascii=False
+            ).encode(),
+        )
+    ]
+    probe = written("Who")
+    line, closed, answered = service.line(), 0, 0
+    try:
+        for number in range(100_000):
+            raw = mutated(rng, seeds)
+            try:
+                line.send(raw + b"\0" + probe)
+                while "uid" not in line.receive().get("parameters", {}):
+                    pass
+                answered += 1
+            except (EOFError, BrokenPipeError):
+                line.close()
+                line = service.line()
+                closed += 1
+            if number % 1000 == 0:
+                watcher.is_served()
+    finally:
+        line.close()
+    print(f"{closed} closed, {answered} answered")
+    assert closed > 10_000
+    assert answered > 10_000
+    watcher.judge(grows=8)
+
+
+# --- Many ---
+
+
+def test_a_hundred_thousand_calls_do_not_keep_others_waiting(watcher: Watcher, service: Service) -> None:
+    number = 100_000
+    with service.line() as line:
+        raw = written("Ping", {"text": "x"}) * number
+        sender = threading.Thread(target=line.send, args=[raw])
+        sender.start()
+        for count in range(number):
+            assert line.receive() == {"parameters": {"text": "x"}}
+            if count % 1000 == 0:
+                watcher.is_served()
+        sender.join()
+    watcher.judge()
+
+
+def test_who_calls_and_does_not_read_is_not_handled_further(watcher: Watcher, service: Service) -> None:
+    readers = service.lines(20)
+    try:
+        for line in readers:
+            sent = fill(line, written("Big", {"size": 1000}) * 100)
+            assert sent < 4 * MIB
+            watcher.is_served()
+    finally:
+        for line in readers:
+            line.close()
+    watcher.judge()
+
+
+def test_a_thousand_connections_are_too_many(watcher: Watcher, service: Service) -> None:
+    lines = []
+    try:
+        for number in range(1000):
+            lines.append(service.line())
+            if number % 50 == 0:
+                watcher.is_served()
+        assert watcher.statistics()["connections"] == 32
+        assert all(line.is_closed() for line in lines[31:])
+        assert [line.get("Ping", text="x") for line in lines[:31]] == [{"text": "x"}] * 31
+        watcher.is_served()
+    finally:
+        for line in lines:
+            line.close()
+    eventually(lambda: watcher.statistics()["connections"] == 1, "the others are forgotten")
+    with service.line() as line:
+        assert line.get("Ping", text="again") == {"text": "again"}
+    watcher.judge()
+
+
+def test_many_who_send_half_a_mebibyte_each_cost_what_they_sent(watcher: Watcher, service: Service) -> None:
+    lines = service.lines(30)
+    for line in lines:
+        line.send(b'{"method":"' + b"x" * (MIB // 2))
+        watcher.is_served()
+    for line in lines:
+        line.close()
+    eventually(lambda: watcher.statistics()["connections"] == 1, "the others are forgotten")
+    watcher.judge(grows=30)
+
+
+def test_without_descriptors_the_loop_does_not_spin(serve: Callable[..., Service]) -> None:
+    service = serve(descriptors=24, limits={"connections": {"ALL": 1000}})
+    watcher = Watcher(service)
+    lines = service.lines(40)
+    for line in lines:
+        line.send(written("Ping", {"text": "x"}))
+    served = [line for line in lines if select.select([line.socket], [], [], 0.2)[0]]
+    assert 0 < len(served) < 24
+    watcher.get("Ping", text="reset")
+    before, turns = time.monotonic(), 0
+    while time.monotonic() < before + 1.5:
+        watcher.is_served()
+        turns += 1
+    for line in served:
+        line.close()
+    waiting = next(line for line in lines if line not in served)
+    assert waiting.receive() == {"parameters": {"text": "x"}}
+    for line in lines:
+        line.close()
+    watcher.close()
+
+
+# --- Slow ---
+
+
+def test_a_large_reply_arrives_whole_at_a_slow_reader(watcher: Watcher, service: Service) -> None:
+    size = 8 * MIB
+    with service.line() as line:
+        line.send(written("Big", {"size": size}) + written("Ping", {"text": "behind"}))
+        received = bytearray()
+        while received.count(0) < 2:
+            watcher.is_served()
+            received += line.socket.recv(16 << 10)
+        large, small, rest = received.split(b"\0")
+        assert json.loads(large) == {"parameters": {"text": "x" * size}}
+        assert json.loads(small) == {"parameters": {"text": "behind"}}
+        assert rest == b""
+    watcher.judge(grows=40)
+
+
+def test_a_stream_does_not_wait_for_a_slow_reader(watcher: Watcher, service: Service) -> None:
+    with service.line() as line:
+        line.send(written("Listen", more=True))
+        assert line.receive() == {"parameters": {"text": "listening"}, "continues": True}
+        told = 0
+        while watcher.get("Tell", size=10_000)["heard"]:
+            told += 1
+        assert 256 << 10 < told * 10_000 < MIB
+        for _ in range(told):
+            assert line.receive() == {"parameters": {"text": "x" * 10_000}, "continues": True}
+        assert watcher.get("Tell", size=1) == {"heard": 1}
+        assert line.receive() == {"parameters": {"text": "x"}, "continues": True}
+    watcher.judge()
+
+
+@pytest.fixture(scope="module")
+def hasty(serve: Callable[..., Service]) -> Service:
+    """Return a service that waits for nobody."""
+    return serve(limits={"idle_timeout": 0.4, "half_timeout": 0.6, "stalled_timeout": 0.8})
+
+
+def lasted(line: Line, since: float) -> float:
+    """Return how long it took until *line* was closed."""
+    assert line.is_closed()
+    return time.monotonic() - since
+
+
+def test_who_says_nothing_is_let_go(hasty: Service) -> None:
+    since = time.monotonic()
+    with hasty.line() as line:
+        assert lasted(line, since) >= 0.39
+
+
+def test_who_speaks_may_stay(hasty: Service) -> None:
+    since = time.monotonic()
+    with hasty.line() as line:
+        while time.monotonic() < since + 1.0:
+            assert line.get("Ping", text="here") == {"text": "here"}
+        since = time.monotonic()
+        assert lasted(line, since) >= 0.39
+
+
+def test_half_a_call_is_not_waited_for_however_slowly_it_grows(hasty: Service) -> None:
+    since = time.monotonic()
+    with hasty.line() as line:
+        line.send(written("Ping", {"text": "x"}) + b'{"method":"')
+        assert line.receive() == {"parameters": {"text": "x"}}
+        while not select.select([line.socket], [], [], 0.05)[0]:
+            line.send(b"x")
+        assert 0.59 <= lasted(line, since) < PATIENCE
+
+
+def test_who_waits_for_an_answer_may_wait(hasty: Service) -> None:
+    with hasty.line() as line, hasty.line() as listening:
+        listening.send(written("Listen", more=True))
+        assert "continues" in listening.receive()
+        line.send(written("Later", {"delay": 1.2}) + b'{"half":')
+        assert line.receive() == {"parameters": {"waited": 1.2}}
+        since = time.monotonic()
+        assert lasted(line, since) >= 0.5, "the half of a call was not waited for before"
+        with hasty.line() as other:
+            assert other.get("Tell", size=1) == {"heard": 1}
+        assert listening.receive()["parameters"] == {"text": "x"}
+
+
+@pytest.mark.parametrize("raw", [written("Big", {"size": 4 * MIB}), written("Big", {"size": 1000}) * 2000])
+def test_who_takes_nothing_of_an_answer_is_let_go(hasty: Service, raw: bytes) -> None:
+    with hasty.line() as line:
+        line.send(raw)
+        reader = select.poll()
+        reader.register(line.socket, select.POLLHUP)
+        since = time.monotonic()
+        assert reader.poll(PATIENCE * 1000)
+        assert time.monotonic() - since >= 0.7
+
+
+def test_who_takes_his_time_gets_all(hasty: Service) -> None:
+    with hasty.line() as line:
+        line.send(written("Big", {"size": 2 * MIB}))
+        since, received = time.monotonic(), 0
+        while received < 2 * MIB:
+            select.select([], [], [], 0.02)
+            received += len(line.socket.recv(16 << 10))
+        assert time.monotonic() - since > 1.6, "longer than it is waited for somebody who takes nothing"
