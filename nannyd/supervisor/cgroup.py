@@ -1,11 +1,5 @@
-"""The delegated part of the cgroup tree, and the worker's leaf in it (cgroup v2 only).
+"""The worker's leaf: a cgroup (v2) of its own for each generation.
 
-    nannyd@x.service/    delegated: user.delegate is set, its files are ours
-        supervisor/      this process (inner cgroups hold no processes)
-        worker-7/        one generation of the worker; never used twice
-
-* Nothing is taken over that nobody gave us: root may write everywhere, so root goes by the mark that
-  systemd leaves on what it delegates (xattr user.delegate or trusted.delegate, systemd 252).
 * A leaf is fresh: a cgroup that was ever killed kills what is later born straight into it (Linux 5.14
   until "cgroup: fix spurious SIGKILL of CLONE_INTO_CGROUP children"), and its counters start from 0.
 * The kernel rings (POLLPRI) on memory.events and cgroup.events only after they were read.
@@ -25,128 +19,19 @@ import signal
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from nannyd.core.exits import Evidence, WaitStatus
 from nannyd.core.memory import Reading, parse_flat_keyed, read_cgroup
-from nannyd.core.procfs import parse_cgroup, parse_mountinfo
+from nannyd.core.procfs import parse_cgroup
 from nannyd.supervisor.poll import host_oom_kills
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nannyd.core.procfs import Mount
 
-SUPERVISOR = "supervisor"
-_WANTED = ("memory", "pids")
-_MARKS = ("user.delegate", "trusted.delegate")
-
-
-def locate(path: str, mounts: list[Mount]) -> Path | None:
-    """Return the directory of cgroup *path*; None: no mount shows it."""
-    for mount in mounts:
-        root, point = mount.root, mount.point
-        if f"{path}/".startswith(f"{root.rstrip('/')}/") and "/.." not in path:
-            return Path(point + path.removeprefix(root.rstrip("/"))) if path != root else Path(point)
-    return None
-
-
-class Delegation:
-    """The cgroup that was delegated to this process, ready to take leaves."""
-
-    def __init__(self, directory: Path, path: str, mount: Path) -> None:
-        """Use *directory*, whose controllers are enabled."""
-        self.path = path
-        self.has_memory = "memory" in (directory / "cgroup.subtree_control").read_text().split()
-        self._directory = directory
-        inner = [directory, *directory.parents]
-        self._ancestors = inner[: inner.index(mount) + 1]
-        self._abandoned: list[Path] = []
-
-    @classmethod
-    def find(cls, proc: Path = Path("/proc/self")) -> tuple[Self | None, str]:
-        """Return the delegation, taken into possession; or None and why there is none, in words."""
-        path = parse_cgroup((proc / "cgroup").read_text()).get("")
-        mounted = parse_mountinfo((proc / "mountinfo").read_text())
-        mounts = [mount for mount in mounted if mount.kind == "cgroup2"]
-        own = None if path is None else locate(path, mounts)
-        if path is None or own is None:
-            return None, "no cgroup v2 file system is mounted here"
-        if not (own / "cgroup.controllers").exists() or not _is_delegated_at(own):
-            return None, f"{path} was not delegated (systemd: Delegate=memory pids)"
-        directory = own.parent if own.name == SUPERVISOR and _may_use(own.parent) else own
-        try:
-            if directory is own:
-                _move_into(directory / SUPERVISOR)
-            _enable(directory)
-        except OSError as error:
-            if directory is own:
-                with suppress(OSError):
-                    _write(directory / "cgroup.procs", "0")
-                    (directory / SUPERVISOR).rmdir()
-            why = {errno.EBUSY: "other processes live in it", errno.EROFS: "it is mounted read-only"}
-            return None, f"{path} cannot be used: {why.get(error.errno or 0, error.strerror)}"
-        mount = next(Path(mount.point) for mount in mounts if directory.is_relative_to(mount.point))
-        return cls(directory, path if directory is own else os.path.dirname(path) or "/", mount), ""  # noqa: PTH120
-
-    def leaf(self, number: int) -> Leaf:
-        """Return a fresh leaf, `worker-NUMBER` or with the next number that is free.  Raises OSError."""
-        self._abandoned = [directory for directory in self._abandoned if not _remove(directory)]
-        while True:
-            directory = self._directory / f"worker-{number}"
-            try:
-                directory.mkdir()
-            except FileExistsError:
-                number += 1
-            else:
-                return self._open(directory)
-
-    def in_leaf(self, pid: int) -> bool | None:
-        """Say whether process *pid* lives in a leaf of this delegation; None: it is gone."""
-        path = _cgroup_of(pid)
-        return None if path is None else path.startswith(f"{self.path.rstrip('/')}/worker-")
-
-    def leftovers(self) -> list[Leaf]:
-        """Return the leaves that an earlier life of the supervisor left behind."""
-        return [self._open(directory) for directory in sorted(self._directory.glob("worker-*"))]
-
-    def _open(self, directory: Path) -> Leaf:
-        path = f"{self.path.rstrip('/')}/{directory.name}"
-        return Leaf(directory, path, self._ancestors, self._abandoned.append)
-
-
-def _is_delegated_at(own: Path) -> bool:
-    return (own.name == SUPERVISOR and _may_use(own.parent)) or _is_marked(own)
-
-
-def _may_use(directory: Path) -> bool:
-    """Say whether *directory*, in whose `supervisor` this process lives, was given to it."""
-    files = [directory / name for name in ("cgroup.procs", "cgroup.subtree_control")]
-    return _is_marked(directory) or (os.geteuid() != 0 and all(os.access(file, os.W_OK) for file in files))
-
-
-def _is_marked(directory: Path) -> bool:
-    for mark in _MARKS:
-        with suppress(OSError):  # no such attribute, or not for our eyes
-            if os.getxattr(directory, mark) == b"1":
-                return True
-    return False
-
-
-def _move_into(directory: Path) -> None:
-    directory.mkdir(exist_ok=True)
-    _write(directory / "cgroup.procs", "0")
-
-
-def _enable(directory: Path) -> None:
-    offered = (directory / "cgroup.controllers").read_text().split()
-    enabled = (directory / "cgroup.subtree_control").read_text().split()
-    missing = [f"+{name}" for name in _WANTED if name in offered and name not in enabled]
-    if missing:
-        _write(directory / "cgroup.subtree_control", " ".join(missing))
-
-
-def _write(path: Path | str, text: str, directory: int | None = None) -> None:
+def write(path: Path | str, text: str, directory: int | None = None) -> None:
+    """Write *text* into a file of a cgroup; *path* may be relative to *directory*.  Raises OSError."""
     file = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory)
     try:
         os.write(file, text.encode())
@@ -154,7 +39,7 @@ def _write(path: Path | str, text: str, directory: int | None = None) -> None:
         os.close(file)
 
 
-def _remove(directory: Path) -> bool:
+def remove(directory: Path) -> bool:
     """Remove a cgroup; say whether it is gone.  It is not while somebody lives in it."""
     try:
         directory.rmdir()
@@ -235,8 +120,8 @@ class Leaf:
     def set_limits(self, maximum: int | None, swap: int | None) -> None:
         """Put up the wall, memory.max, and memory.swap.max; who meets the wall dies with all the group."""
         with suppress(FileNotFoundError):  # a kernel without swap
-            _write("memory.swap.max", _bytes(swap), self.fd)
-        _write("memory.oom.group", "1", self.fd)
+            write("memory.swap.max", _bytes(swap), self.fd)
+        write("memory.oom.group", "1", self.fd)
         self._limit("memory.max", maximum)
 
     def set_high(self, high: int | None) -> None:
@@ -246,7 +131,7 @@ class Leaf:
     def _limit(self, name: str, value: int | None) -> None:
         self._wanted[name] = _bytes(value)
         if value is None or value >= int(self._read("memory.current")):
-            _write(name, _bytes(value), self.fd)
+            write(name, _bytes(value), self.fd)
             return
         file = os.open(name, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self.fd)
         thread = threading.Thread(target=self._squeeze, args=(name, file), daemon=True)
@@ -307,7 +192,7 @@ class Leaf:
 
     def contains(self, pid: int) -> bool | None:
         """Say whether process *pid* lives in the leaf; None: it is gone."""
-        path = _cgroup_of(pid)
+        path = cgroup_of(pid)
         return None if path is None else f"{path}/".startswith(f"{self.path}/")
 
     def contained(self, cgroup: int | None) -> bool | None:
@@ -351,7 +236,7 @@ class Leaf:
     def kill(self) -> None:
         """Kill every process of the leaf, forks in flight too."""
         try:
-            _write("cgroup.kill", "1", self.fd)
+            write("cgroup.kill", "1", self.fd)
         except FileNotFoundError:  # Linux < 5.14
             self.signal(signal.SIGKILL)
         except OSError as error:
@@ -411,7 +296,7 @@ class Leaf:
                 with suppress(OSError):
                     os.rmdir(name, dir_fd=directory)
         os.close(self.fd)
-        if not _remove(self._directory):
+        if not remove(self._directory):
             self._abandon(self._directory)
 
     def _read(self, name: str, directory: int | None = None) -> str:
@@ -422,7 +307,7 @@ class Leaf:
             return file.read()
 
 
-def _cgroup_of(pid: int) -> str | None:
+def cgroup_of(pid: int) -> str | None:
     """Return the path of the cgroup that process *pid* lives in; None: it is gone."""
     try:
         return parse_cgroup(Path(f"/proc/{pid}/cgroup").read_text()).get("", "")

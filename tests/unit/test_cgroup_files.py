@@ -8,8 +8,8 @@ import pytest
 from nannyd.core.exits import WaitStatus
 from nannyd.core.memory import Reading
 from nannyd.core.procfs import Mount
-from nannyd.supervisor import cgroup
-from nannyd.supervisor.cgroup import Delegation, Leaf, locate
+from nannyd.supervisor.cgroup import Leaf
+from nannyd.supervisor.delegation import Delegation, locate
 from nannyd.supervisor.poll import parse_status, parse_vmstat, size
 
 UNIT = "/system.slice/system-nannyd.slice/nannyd@w.service"
@@ -103,7 +103,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtur
     tree = FakeTree(tmp_path, request.param)
     monkeypatch.setattr(os, "getxattr", tree.getxattr)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(cgroup, "_write", tree.write)
+    monkeypatch.setattr("nannyd.supervisor.delegation.write", tree.write)
     return tree
 
 
@@ -176,7 +176,7 @@ def test_what_stands_against_it_is_said_and_undone(fake: FakeTree, monkeypatch: 
         if path == procs:
             (fake.directory(UNIT) / "supervisor" / "cgroup.procs").unlink()  # which rmdir(2) does not mind
 
-    monkeypatch.setattr(cgroup, "_write", refuse)
+    monkeypatch.setattr("nannyd.supervisor.delegation.write", refuse)
     delegation, reason = Delegation.find(fake.proc)
     assert delegation is None
     assert reason == f"{UNIT} cannot be used: other processes live in it"

@@ -14,12 +14,12 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from nannyd.core.exits import Evidence, WaitStatus
-from nannyd.supervisor.cgroup import Delegation, Leaf
+from nannyd.supervisor.delegation import Delegation
 from nannyd.supervisor.spawn import (
     Child,
     Program,
@@ -28,6 +28,9 @@ from nannyd.supervisor.spawn import (
     spawn_by_helper,
     spawn_directly,
 )
+
+if TYPE_CHECKING:
+    from nannyd.supervisor.cgroup import Leaf
 
 RUDE = str(Path(__file__).parents[2] / "workers" / "rude.py")
 CGROUPS = Path("/sys/fs/cgroup")

@@ -1,0 +1,131 @@
+"""The delegated part of the cgroup tree (cgroup v2 only): found, taken into possession, given leaves.
+
+    nannyd@x.service/    delegated: user.delegate is set, its files are ours
+        supervisor/      this process (inner cgroups hold no processes)
+        worker-7/        one generation of the worker; never used twice
+
+Nothing is taken over that nobody gave us: root may write everywhere, so root goes by the mark that systemd
+leaves on what it delegates (xattr user.delegate or trusted.delegate, systemd 252).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from nannyd.core.procfs import parse_cgroup, parse_mountinfo
+from nannyd.supervisor.cgroup import Leaf, cgroup_of, remove, write
+
+if TYPE_CHECKING:
+    from nannyd.core.procfs import Mount
+
+SUPERVISOR = "supervisor"
+_WANTED = ("memory", "pids")
+_MARKS = ("user.delegate", "trusted.delegate")
+
+
+def locate(path: str, mounts: list[Mount]) -> Path | None:
+    """Return the directory of cgroup *path*; None: no mount shows it."""
+    for mount in mounts:
+        root, point = mount.root, mount.point
+        if f"{path}/".startswith(f"{root.rstrip('/')}/") and "/.." not in path:
+            return Path(point + path.removeprefix(root.rstrip("/"))) if path != root else Path(point)
+    return None
+
+
+class Delegation:
+    """The cgroup that was delegated to this process, ready to take leaves."""
+
+    def __init__(self, directory: Path, path: str, mount: Path) -> None:
+        """Use *directory*, whose controllers are enabled."""
+        self.path = path
+        self.has_memory = "memory" in (directory / "cgroup.subtree_control").read_text().split()
+        self._directory = directory
+        inner = [directory, *directory.parents]
+        self._ancestors = inner[: inner.index(mount) + 1]
+        self._abandoned: list[Path] = []
+
+    @classmethod
+    def find(cls, proc: Path = Path("/proc/self")) -> tuple[Self | None, str]:
+        """Return the delegation, taken into possession; or None and why there is none, in words."""
+        path = parse_cgroup((proc / "cgroup").read_text()).get("")
+        mounted = parse_mountinfo((proc / "mountinfo").read_text())
+        mounts = [mount for mount in mounted if mount.kind == "cgroup2"]
+        own = None if path is None else locate(path, mounts)
+        if path is None or own is None:
+            return None, "no cgroup v2 file system is mounted here"
+        if not (own / "cgroup.controllers").exists() or not _is_delegated_at(own):
+            return None, f"{path} was not delegated (systemd: Delegate=memory pids)"
+        directory = own.parent if own.name == SUPERVISOR and _may_use(own.parent) else own
+        try:
+            if directory is own:
+                _move_into(directory / SUPERVISOR)
+            _enable(directory)
+        except OSError as error:
+            if directory is own:
+                with suppress(OSError):
+                    write(directory / "cgroup.procs", "0")
+                    (directory / SUPERVISOR).rmdir()
+            why = {errno.EBUSY: "other processes live in it", errno.EROFS: "it is mounted read-only"}
+            return None, f"{path} cannot be used: {why.get(error.errno or 0, error.strerror)}"
+        mount = next(Path(mount.point) for mount in mounts if directory.is_relative_to(mount.point))
+        return cls(directory, path if directory is own else os.path.dirname(path) or "/", mount), ""  # noqa: PTH120
+
+    def leaf(self, number: int) -> Leaf:
+        """Return a fresh leaf, `worker-NUMBER` or with the next number that is free.  Raises OSError."""
+        self._abandoned = [directory for directory in self._abandoned if not remove(directory)]
+        while True:
+            directory = self._directory / f"worker-{number}"
+            try:
+                directory.mkdir()
+            except FileExistsError:
+                number += 1
+            else:
+                return self._open(directory)
+
+    def in_leaf(self, pid: int) -> bool | None:
+        """Say whether process *pid* lives in a leaf of this delegation; None: it is gone."""
+        path = cgroup_of(pid)
+        return None if path is None else path.startswith(f"{self.path.rstrip('/')}/worker-")
+
+    def leftovers(self) -> list[Leaf]:
+        """Return the leaves that an earlier life of the supervisor left behind."""
+        return [self._open(directory) for directory in sorted(self._directory.glob("worker-*"))]
+
+    def _open(self, directory: Path) -> Leaf:
+        path = f"{self.path.rstrip('/')}/{directory.name}"
+        return Leaf(directory, path, self._ancestors, self._abandoned.append)
+
+
+def _is_delegated_at(own: Path) -> bool:
+    return (own.name == SUPERVISOR and _may_use(own.parent)) or _is_marked(own)
+
+
+def _may_use(directory: Path) -> bool:
+    """Say whether *directory*, in whose `supervisor` this process lives, was given to it."""
+    files = [directory / name for name in ("cgroup.procs", "cgroup.subtree_control")]
+    return _is_marked(directory) or (os.geteuid() != 0 and all(os.access(file, os.W_OK) for file in files))
+
+
+def _is_marked(directory: Path) -> bool:
+    for mark in _MARKS:
+        with suppress(OSError):  # no such attribute, or not for our eyes
+            if os.getxattr(directory, mark) == b"1":
+                return True
+    return False
+
+
+def _move_into(directory: Path) -> None:
+    directory.mkdir(exist_ok=True)
+    write(directory / "cgroup.procs", "0")
+
+
+def _enable(directory: Path) -> None:
+    offered = (directory / "cgroup.controllers").read_text().split()
+    enabled = (directory / "cgroup.subtree_control").read_text().split()
+    missing = [f"+{name}" for name in _WANTED if name in offered and name not in enabled]
+    if missing:
+        write(directory / "cgroup.subtree_control", " ".join(missing))
