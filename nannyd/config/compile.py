@@ -65,6 +65,8 @@ class Source(enum.StrEnum):
     """The running main process of the unit."""
     UNIT = "unit"
     """The properties and files of the unit."""
+    SELF = "self"
+    """The process that asks is the instance."""
 
 
 @dataclass(frozen=True, slots=True)

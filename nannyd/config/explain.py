@@ -9,7 +9,8 @@ JSON of `plan`, with bytes and seconds as numbers and null for "none" or "inheri
      "memory": {"limit", "warn", "terminate", "max", "swap", "where"},
      "environment": {name: value}, "late-environment": {name: value}, "log": {"format", "level"}}
 
-`source` is "shell", "process" (the unit's main process) or "unit" (its properties and files).
+`source` is "shell", "process" (the unit's main process), "unit" (its properties and files) or "self" (what
+a running instance itself answers).
 
 JSON of `explain`:
 
@@ -99,19 +100,17 @@ def _thresholds(compiled: Compiled) -> dict[str, Any]:
 # plan
 
 
-def plan_json(compiled: Compiled) -> str:
-    """Return the plan as JSON, in the form that the head of this file gives."""
+def plan_document(compiled: Compiled) -> dict[str, Any]:
+    """Return the plan in the form that the head of this file gives."""
     shown = [(variable, _shown(variable)) for variable in compiled.variables]
-    return _dump(
-        {
-            **_head(compiled),
-            "settings": effective(compiled),
-            "memory": _thresholds(compiled),
-            "environment": {v.name: value for v, value in shown if not v.late},
-            "late-environment": {v.name: value for v, value in shown if v.late},
-            "log": {"format": compiled.plan.log_format.value, "level": compiled.plan.log_level},
-        }
-    )
+    return {
+        **_head(compiled),
+        "settings": effective(compiled),
+        "memory": _thresholds(compiled),
+        "environment": {v.name: value for v, value in shown if not v.late},
+        "late-environment": {v.name: value for v, value in shown if v.late},
+        "log": {"format": compiled.plan.log_format.value, "level": compiled.plan.log_level},
+    }
 
 
 def plan_text(compiled: Compiled) -> str:
@@ -184,8 +183,8 @@ def toml(value: Any) -> str:
 # explain
 
 
-def explain_json(compiled: Compiled) -> str:
-    """Return everything with its origin as JSON, in the form that the head of this file gives."""
+def explain_document(compiled: Compiled) -> dict[str, Any]:
+    """Return everything with its origin, in the form that the head of this file gives."""
     settings = [
         {"name": name, "value": value, "origin": origin, "overrides": overrides}
         for name, value, origin, overrides in _settings(compiled)
@@ -200,7 +199,7 @@ def explain_json(compiled: Compiled) -> str:
         for name in _at_start(compiled)
     ]
     environment.sort(key=lambda entry: str(entry["name"]))
-    return _dump({**_head(compiled), "settings": settings, "environment": environment})
+    return {**_head(compiled), "settings": settings, "environment": environment}
 
 
 def explain_text(compiled: Compiled) -> str:
@@ -288,6 +287,7 @@ def _notes(compiled: Compiled) -> list[str]:
     head = _head(compiled)
     of = {
         Source.SHELL: "in the environment of this shell",
+        Source.SELF: "as it is in force",
         Source.PROCESS: f"as {compiled.unit} runs",
         Source.UNIT: f"as {compiled.unit} would be started",
     }[compiled.source]
@@ -312,5 +312,6 @@ def _columns(rows: list[tuple[str, str]]) -> list[str]:
     return [f"{left:<{width}}  # {right}" for left, right in rows]
 
 
-def _dump(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+def dump(document: dict[str, Any]) -> str:
+    """Return a *document* as JSON for people and programs."""
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"

@@ -18,6 +18,7 @@ import traceback
 from typing import TYPE_CHECKING
 
 from nannyd import __version__
+from nannyd.config.complain import complain
 from nannyd.core.errors import ConfigError, ExitCode, Problem
 from nannyd.core.units import name_problem
 
@@ -119,27 +120,9 @@ def _settled(command: str, rest: list[str]) -> int:
         return ExitCode.CONFIG
 
 
-def complain(problems: Sequence[Problem | str]) -> None:
-    """Write every problem to standard error, with the journal's priority where that is the journal."""
-    prefix = "<3>" if _is_journal() else ""
-    for problem in problems:
-        # A file's name may have a newline; a line is a problem.
-        text = str(problem).replace("\n", "\\n")
-        sys.stderr.write(f"{prefix}{text}\n")
-
-
 def _is_main_process() -> bool:
     """Say whether systemd itself has executed us (systemd.exec(5), $SYSTEMD_EXEC_PID)."""
     return os.environ.get("SYSTEMD_EXEC_PID") == str(os.getpid())
-
-
-def _is_journal() -> bool:
-    """Say whether standard error is the journal's stream (systemd.exec(5), $JOURNAL_STREAM)."""
-    try:
-        status = os.fstat(sys.stderr.fileno())
-    except (OSError, ValueError):
-        return False
-    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
 def _compiled(line: CommandLine) -> Compiled:
@@ -159,7 +142,7 @@ def _compiled(line: CommandLine) -> Compiled:
 def _run(line: CommandLine) -> int:
     from nannyd.config.run import run
 
-    return run(_compiled(line).plan)
+    return run(_compiled(line))
 
 
 def _check(line: CommandLine) -> int:
@@ -169,25 +152,25 @@ def _check(line: CommandLine) -> int:
 
 
 def _plan(line: CommandLine) -> int:
-    from nannyd.config.explain import plan_json, plan_text
+    from nannyd.config.explain import dump, plan_document, plan_text
 
     compiled = _compiled(line)
-    sys.stdout.write(plan_json(compiled) if line.json else plan_text(compiled))
+    sys.stdout.write(dump(plan_document(compiled)) if line.json else plan_text(compiled))
     return ExitCode.CLEAN
 
 
 def _explain(line: CommandLine) -> int:
-    from nannyd.config.explain import explain_json, explain_text
+    from nannyd.config.explain import dump, explain_document, explain_text
 
     compiled = _compiled(line)
-    sys.stdout.write(explain_json(compiled) if line.json else explain_text(compiled))
+    sys.stdout.write(dump(explain_document(compiled)) if line.json else explain_text(compiled))
     return ExitCode.CLEAN
 
 
 def _compile(line: CommandLine) -> int:
-    from nannyd.core.plan import to_json
+    from nannyd.config.handover import handover
 
-    sys.stdout.write(f'{{"plan": {to_json(_compiled(line).plan)}}}\n')
+    sys.stdout.buffer.write(handover(_compiled(line)))
     return ExitCode.CLEAN
 
 

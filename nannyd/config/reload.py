@@ -11,7 +11,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any
 
-from nannyd.config.main import complain
+from nannyd.config.complain import complain
 from nannyd.core.errors import ExitCode
 from nannyd.core.paths import control_socket, runtime_directory
 

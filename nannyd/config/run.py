@@ -1,8 +1,9 @@
 """`nannyd run`: take the instance's name, hand the plan over, become the supervisor.
 
-The plan travels in a memfd and the lock in an open file; both descriptors and the environment go through
-`execve` as they are.  The supervisor runs in the same process (systemd's main process stays the same) with
-a fresh interpreter that has never seen pydantic, isolated (`-I`) from PYTHONPATH and the working directory.
+The plan travels in a memfd (`handover`) and the lock in an open file; both descriptors and the environment
+go through `execve` as they are.  The supervisor runs in the same process (systemd's main process stays the
+same) with a fresh interpreter that has never seen pydantic, isolated (`-I`) from PYTHONPATH and the working
+directory.
 """
 
 from __future__ import annotations
@@ -13,20 +14,21 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from nannyd.config.main import complain
+from nannyd.config.complain import complain
+from nannyd.config.handover import handover
 from nannyd.core.errors import ConfigError, ExitCode, Problem
 from nannyd.core.paths import (
+    SUPERVISED,
     lock_file,
     make_runtime_directory,
     runtime_directory,
     socket_path_problem,
 )
-from nannyd.core.plan import to_json
-from nannyd.core.wire import SUPERVISED
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from nannyd.config.compile import Compiled
     from nannyd.core.plan import Plan
 
 
@@ -34,8 +36,9 @@ class AlreadyRunningError(Exception):
     """Another process holds the instance's lock."""
 
 
-def run(plan: Plan) -> int:
-    """Become the supervisor of *plan*; return an exit status only where that fails."""
+def run(compiled: Compiled) -> int:
+    """Become the supervisor of *compiled*; return an exit status only where that fails."""
+    plan = compiled.plan
     directory = runtime_directory(plan.name, os.environ)
     too_long = socket_path_problem(directory)
     if too_long is not None:
@@ -48,7 +51,7 @@ def run(plan: Plan) -> int:
         return ExitCode.ALREADY_RUNNING
     except OSError as error:
         raise ConfigError([_directory_problem(directory, error)]) from error
-    command = supervisor_command(plan, write_plan(plan), lock, directory)
+    command = supervisor_command(plan, write_memfd(handover(compiled)), lock, directory)
     sys.stdout.flush()
     sys.stderr.flush()
     # What is asked of us meanwhile waits until the supervisor can answer it: it takes them off the mask.
@@ -87,11 +90,11 @@ def take_lock(directory: Path, name: str) -> int:
     return descriptor
 
 
-def write_plan(plan: Plan) -> int:
-    """Return an inheritable descriptor from which the plan can be read as JSON."""
+def write_memfd(content: bytes) -> int:
+    """Return an inheritable descriptor from which *content* can be read."""
     descriptor = os.memfd_create("nannyd-plan", 0)
     with os.fdopen(os.dup(descriptor), "wb") as file:
-        file.write(to_json(plan).encode())
+        file.write(content)
     os.lseek(descriptor, 0, os.SEEK_SET)
     return descriptor
 

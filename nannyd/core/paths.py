@@ -1,4 +1,5 @@
-"""Where an instance keeps its socket and lock while it runs.
+"""What the launcher, the supervisor and the clients of an instance agree on: where it keeps its socket and
+lock while it runs, and which signals it waits for.
 
 The same rule for the supervisor and for whoever looks for it: `$RUNTIME_DIRECTORY` where systemd gave one,
 else /run/nannyd/NAME for root, `$XDG_RUNTIME_DIR`/nannyd/NAME for others, else /tmp/nannyd-UID/NAME, which
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
 SOCKET_PATH_MAX = 107
 """Bytes of a socket's path that fit into sockaddr_un, without the NUL (unix(7))."""
+
+SUPERVISED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""The signals that the launcher leaves blocked for the supervisor it becomes."""
 
 _LONGEST_SOCKET = "notify-XXXXXXXX"
 

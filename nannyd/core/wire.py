@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import socket
 
 PROTOCOL = 1
@@ -20,9 +19,6 @@ CHANNEL_FD = 3
 The supervisor's first line is the specification of the worker; a later line asks it to stop,
 `{"stop": {"timeout": 24.0, "reason": "…"}}`.  End of file means that the supervisor is gone.
 """
-
-SUPERVISED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""The signals that the launcher leaves blocked for the supervisor it becomes."""
 
 ERROR_MAX = 16 << 10
 """Characters of a traceback that travel, the last ones, for they name the error: 96 KiB at most."""

@@ -1,102 +1,383 @@
-"""The control socket: Varlink (https://varlink.org), one JSON object and a NUL byte a message.
+"""What can be asked of an instance over its socket: io.nannyd.Nanny and io.systemd.service.
 
-A peer can only cost what the limits below allow.  Who may do what is judged by the peer's uid.
+The `.varlink` files beside this one are the contract.  `varlink` speaks the protocol, `rights` judges the
+peers, `facts` words the answers, `waits` keeps those who wait; here each method meets the supervisor.
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
+import grp
+import logging
+import math
 import os
-import socket
-import struct
+import pwd
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nannyd import __version__
+from nannyd.core.lifecycle import (
+    CloseGracefullyRequested,
+    KillRequested,
+    RestartRequested,
+    StartRequested,
+    State,
+)
+from nannyd.supervisor import facts, notices
+from nannyd.supervisor.notices import say
+from nannyd.supervisor.reload import ReloadFailedError
+from nannyd.supervisor.rights import Right, right_of
+from nannyd.supervisor.varlink import CallError, Interface, Kind, Method, Server
+from nannyd.supervisor.waits import Verdict, Wait, error, until_over, until_ready
+
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-    from pathlib import Path
+    import asyncio
+    from collections.abc import Callable
 
-INTERFACE = "io.nannyd.Nanny"
-_MESSAGE_MAX = 1 << 20
-_CONNECTIONS_MAX = 16
-_IDLE_TIMEOUT = 60.0
+    from nannyd.supervisor.reload import Reloader
+    from nannyd.supervisor.rights import Peer
+    from nannyd.supervisor.ring import Record, Ring
+    from nannyd.supervisor.supervisor import Supervisor
+    from nannyd.supervisor.varlink import Call
 
-
-class CallError(Exception):
-    """A typed error reply."""
-
-    def __init__(self, name: str, **parameters: Any) -> None:
-        """*name* without the interface."""
-        super().__init__(name)
-        self.parameters = parameters
-        self.reply = {"error": f"{INTERFACE}.{name}", "parameters": parameters}
+GROUP = "nannyd"
+"""Whose members may look, restart, kill and read the log."""
+_DEBUG = 7
+_LONGEST = 365 * 86400.0
+"""Seconds of a timeout."""
+_TOPIC_MAX, _MESSAGE_MAX, _REASON_MAX = 200, 16 << 10, 1000
+_LEVELS = ("CRITICAL", "CRITICAL", "CRITICAL", "ERROR", "WARNING", "INFO", "INFO", "DEBUG")
+"""Of `logging`, by the number of syslog(3)."""
+_WHY_RECORDS = 12
 
 
 class Control:
-    """Serves the methods given to it."""
+    """The methods of one instance, and their server."""
 
-    def __init__(self, methods: dict[str, Callable[[], Awaitable[dict[str, Any]]]]) -> None:
-        """*methods* by name, without the interface."""
-        self._methods = methods
-        self._connections = 0
-        self._server: asyncio.Server | None = None
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        reloader: Reloader,
+        ring: Ring,
+        loop: asyncio.AbstractEventLoop,
+        tasks: asyncio.TaskGroup,
+    ) -> None:
+        """Serve *supervisor*."""
+        self._supervisor, self._reloader, self._ring = supervisor, reloader, ring
+        self._loop, self._tasks = loop, tasks
+        self._started = loop.time()
+        self._unit = facts.own_unit()
+        self._group = _group()
+        self._user = _user_name(os.geteuid())
+        self._waits: list[Wait] = []
+        supervisor.watchers.append(self._look)
+        here = Path(__file__)
+        self.interfaces = (
+            Interface(
+                "io.nannyd.Nanny",
+                here.with_name("io.nannyd.Nanny.varlink").read_text(),
+                self._nanny(),
+                lambda method: error("NotPermitted", needs=self._needs(method.needs)),
+            ),
+            Interface(
+                "io.systemd.service",
+                here.with_name("io.systemd.service.varlink").read_text(),
+                self._service(),
+                lambda _: CallError("org.varlink.service.PermissionDenied"),
+            ),
+        )
+        self._server = Server(
+            loop,
+            self.interfaces,
+            vendor="nannyd",
+            product=f"nannyd@{supervisor.plan.name}",
+            version=__version__,
+            url="man:nannyd(8)",
+            judge=self._judge,
+            failed=_failed,
+        )
 
-    async def open(self, path: Path) -> None:
-        """Listen at *path*, replacing what an earlier life left there."""
-        self._server = await asyncio.start_unix_server(self._serve, sock=_bound(path), limit=_MESSAGE_MAX)
+    def open(self, path: Path) -> None:
+        """Serve at *path*."""
+        self._server.open(path)
 
-    async def close(self) -> None:
-        """Stop listening."""
-        if self._server is not None:
-            self._server.close()
+    def close(self) -> None:
+        """Answer no more."""
+        self._server.close()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._connections += 1
+    def _nanny(self) -> dict[str, Method]:
+        timeout, reason = {"timeout": Kind.MAYBE_FLOAT}, {"reason": Kind.MAYBE_STRING}
+        logs = {"n": Kind.MAYBE_INT, "follow": Kind.MAYBE_BOOL, "priority": Kind.MAYBE_INT}
+        event = {"topic": Kind.STRING, "message": Kind.STRING}
+        return {
+            "Status": Method(Right.LOOK, self._status, {}),
+            "Why": Method(Right.LOOK, self._why, {}),
+            "History": Method(Right.LOOK, self._history, {}),
+            "Monitor": Method(Right.LOOK, self._monitor, {}, streams=True),
+            "GetLogs": Method(Right.LOOK, self._get_logs, logs),
+            "Plan": Method(Right.LOOK, lambda _: self._reloader.handover.shown_plan(), {}),
+            "Explain": Method(Right.LOOK, lambda _: self._reloader.handover.explanation(), {}),
+            "Instantiate": Method(Right.OPERATE, self._instantiate, timeout),
+            "Kill": Method(Right.OPERATE, self._kill, {**timeout, **reason}),
+            "Restart": Method(Right.OPERATE, self._restart, {**timeout, **reason}),
+            "CloseGracefully": Method(Right.ALL, self._close_gracefully, reason),
+            "Terminate": Method(Right.ALL, self._terminate, {**timeout, **reason}),
+            "Reload": Method(Right.ALL, self._reload, {}),
+            "LogEvent": Method(Right.ALL, self._log_event, event),
+        }
+
+    def _service(self) -> dict[str, Method]:
+        return {
+            "Ping": Method(Right.LOOK, lambda _: {}, {}),
+            "Reload": Method(
+                Right.ALL, self._reload_service, {"allowInteractiveAuthentication": Kind.MAYBE_BOOL}
+            ),
+            "SetLogLevel": Method(Right.ALL, self._set_log_level, {"level": Kind.MAYBE_INT}),
+            "GetEnvironment": Method(Right.ALL, _get_environment, {}),
+        }
+
+    # --- Rights -----------------------------------------------------------------------------------
+
+    def _judge(self, peer: Peer) -> Right:
+        return right_of(
+            peer,
+            own_uid=os.geteuid(),
+            group_gid=self._group,
+            in_worker=self._supervisor.is_of_worker,
+            member=_is_member,
+        )
+
+    def _needs(self, right: Right) -> str:
+        owner = "root" if self._user == "root" else f"root or the user {self._user}"
+        if right is Right.ALL or self._group is None:
+            return f"{owner}, from outside the worker"
+        if right is Right.OPERATE:
+            return f"{owner}, or membership in the group {GROUP}, from outside the worker"
+        return f"{owner}, or membership in the group {GROUP}"
+
+    # --- Looking ----------------------------------------------------------------------------------
+
+    def _status(self, _: Call) -> dict[str, Any]:
+        return facts.status(self._supervisor, self._loop.time(), self._started, self._unit)
+
+    def _why(self, _: Call) -> dict[str, Any]:
+        ended = self._supervisor.ended
+        if ended is None:
+            return {"exit": None, "events": []}
+        records = self._ring.newest(None, _DEBUG)
+        ends = (notices.WORKER_ENDED.event, notices.WORKER_FAILED.event, notices.START_FAILED.event)
+        for position, record in enumerate(records):
+            own = record["fields"].get("nannyd_generation") == ended.exit.generation
+            if own and record["event"] in ends:
+                records = records[position : position + _WHY_RECORDS]
+                break
+        exit_ = facts.ended(ended, facts.wall_clock(self._loop.time()))
+        return {"exit": exit_, "events": records[:_WHY_RECORDS][::-1]}
+
+    def _history(self, _: Call) -> dict[str, Any]:
+        at = facts.wall_clock(self._loop.time())
+        samples = self._supervisor.history.samples()
+        return {"samples": [{"at": at(instant), "workingSet": size} for instant, size in samples]}
+
+    def _monitor(self, call: Call) -> None:
+        status = self._status(call)
+        fields = {key: status[key] for key in ("state", "activeState", "goal")}
+        first = {
+            "at": facts.wall_clock(0.0)(0.0),
+            "event": "monitoring",
+            "priority": 6,
+            "message": status["sentence"],
+            "fields": fields,
+        }
+        self._follow(call, lambda record: {"event": record})
+        call.more_reply({"event": first})
+
+    def _get_logs(self, call: Call, n: int | None, follow: bool | None, priority: int | None) -> Any:  # noqa: FBT001
+        if n is not None and n < 0:
+            raise error("InvalidArgument", parameter="n", reason="a number of records is not negative")
+        if priority is not None and not 0 <= priority <= _DEBUG:
+            reason = "priorities are 0 (emergency) to 7 (debug), as in syslog(3)"
+            raise error("InvalidArgument", parameter="priority", reason=reason)
+        least = _DEBUG if priority is None else priority
+        records = self._ring.newest(n, least)
+        if not follow:
+            return {"records": records}
+        if not call.more:
+            raise CallError("org.varlink.service.ExpectedMore")
+        self._follow(call, lambda record: {"records": [record]} if record["priority"] <= least else None)
+        call.more_reply({"records": records})
+        return None
+
+    def _follow(self, call: Call, worded: Callable[[Record], dict[str, Any] | None]) -> None:
+        """Send each new record to *call*, in the form of its method."""
+        lost = 0
+
+        def heard(record: Record) -> None:
+            nonlocal lost
+            reply = worded(record)
+            if reply is None:
+                return
+            if lost:
+                text = f"{lost} events were lost: they were not read in time"
+                told = {
+                    **record,
+                    "event": "events-lost",
+                    "priority": 4,
+                    "message": text,
+                    "fields": {"lost": lost},
+                }
+                if not call.more_reply(worded(told) or reply):
+                    lost += 1
+                    return
+                lost = 0
+            if not call.more_reply(reply):
+                lost += 1
+
+        call.when_closed(self._ring.listen(heard))
+
+    # --- Steering ---------------------------------------------------------------------------------
+
+    def _instantiate(self, call: Call, timeout: float | None) -> None:
+        worker = self._supervisor.worker
+        alive = worker.state in (State.START, State.RUNNING)
+        self._wait_until_ready(call, _timeout(timeout), worker.generation + (not alive))
+        self._asked(call, "Instantiate", "")
+        self._supervisor.handle(StartRequested())
+
+    def _restart(self, call: Call, timeout: float | None, reason: str | None) -> None:
+        within, why = _timeout(timeout), self._reason(call, "Restart", reason)
+        self._wait_until_ready(call, within, self._supervisor.worker.generation + 1)
+        grace = None if within is None else min(within, self._supervisor.plan.worker.stop_timeout)
+        self._supervisor.handle(RestartRequested(why, grace))
+
+    def _kill(self, call: Call, timeout: float | None, reason: str | None) -> None:
+        within, why = _timeout(timeout), self._reason(call, "Kill", reason)
+        life = self._supervisor.worker.generation
+        if self._supervisor.life is None:
+            call.reply({"exit": self._exit()})
+            return
+        self._wait(call, None, lambda: until_over(life, self._supervisor.worker, self._exit()))
+        self._supervisor.handle(KillRequested(why, within))
+
+    def _close_gracefully(self, call: Call, reason: str | None) -> dict[str, Any]:
+        self._supervisor.handle(CloseGracefullyRequested(self._reason(call, "CloseGracefully", reason)))
+        return {}
+
+    def _terminate(self, call: Call, timeout: float | None, reason: str | None) -> None:
+        within, why = _timeout(timeout), self._reason(call, "Terminate", reason)
+
+        def verdict() -> Verdict:
+            return {"exit": self._exit()} if self._supervisor.worker.ended else None
+
+        self._wait(call, None, verdict)
+        self._supervisor.stop(why, within)
+
+    def _wait_until_ready(self, call: Call, timeout: float | None, first: int) -> None:
+        def verdict() -> Verdict:
+            life, rules = self._supervisor.life, self._supervisor.plan.restart
+            limit = {"burst": rules.start_limit_burst, "interval": rules.start_limit_interval}
+            pid = life.pid if life is not None else None
+            return until_ready(first, self._supervisor.worker, pid, limit, self._exit())
+
+        self._wait(call, timeout, verdict)
+
+    def _wait(self, call: Call, timeout: float | None, verdict: Callable[[], Verdict]) -> None:
+        self._waits.append(Wait(call, self._loop, timeout, verdict, lambda: self._supervisor.worker.state))
+        # What it waits for may be true already, and nothing may happen that makes us look.
+        self._supervisor.post(self._look)
+
+    def _look(self) -> None:
+        self._waits = [wait for wait in self._waits if not wait.look()]
+
+    def _exit(self) -> dict[str, Any] | None:
+        return facts.ended(self._supervisor.ended, facts.wall_clock(self._loop.time()))
+
+    def _reason(self, call: Call, method: str, reason: str | None) -> str:
+        if reason is not None and len(reason) > _REASON_MAX:
+            text = f"a reason has at most {_REASON_MAX} characters"
+            raise error("InvalidArgument", parameter="reason", reason=text)
+        self._asked(call, method, reason or "")
+        return f"{method}: {_printable(reason)}" if reason else method
+
+    def _asked(self, call: Call, method: str, reason: str) -> None:
+        peer = call.peer
+        reason_told = notices.Aside(_printable(reason))
+        say(notices.CALLED, method=method, peer_uid=peer.uid, peer_pid=peer.pid, reason=reason_told)
+
+    # --- Reload, log ------------------------------------------------------------------------------
+
+    def _reload(self, call: Call) -> None:
+        self._asked(call, "Reload", "")
+        self._tasks.create_task(self._answer_reload(call, lambda changes: {"changes": changes}))
+
+    def _reload_service(self, call: Call, **_: object) -> None:
+        self._asked(call, "Reload", "")
+        self._tasks.create_task(self._answer_reload(call, lambda _: {}))
+
+    async def _answer_reload(self, call: Call, reply: Callable[[str], dict[str, Any]]) -> None:
         try:
-            if self._connections <= _CONNECTIONS_MAX:
-                await self._converse(reader, writer)
-        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass  # the peer is gone, silent, or talks nonsense
-        finally:
-            self._connections -= 1
-            writer.close()
+            changes = await self._reloader.reload()
+        except ReloadFailedError as failed:
+            call.fail(error("InvalidConfiguration", problems=failed.problems))
+        else:
+            call.reply(reply(changes))
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        permitted = _uid_of(writer) in (0, os.getuid())
-        while True:
-            async with asyncio.timeout(_IDLE_TIMEOUT):
-                message = (await reader.readuntil(b"\0"))[:-1]
-            try:
-                reply = await self._call(message, permitted=permitted)
-            except CallError as error:
-                reply = error.reply
-            writer.write(json.dumps(reply).encode() + b"\0")
-            async with asyncio.timeout(_IDLE_TIMEOUT):
-                await writer.drain()
+    def _log_event(self, call: Call, topic: str, message: str) -> dict[str, Any]:
+        for name, text, most in (("topic", topic, _TOPIC_MAX), ("message", message, _MESSAGE_MAX)):
+            if not text or len(text) > most:
+                reason = f"has {len(text)} characters; 1 to {most} are possible"
+                raise error("InvalidArgument", parameter=name, reason=reason)
+        say(
+            notices.LOG_EVENT,
+            topic=_printable(topic),
+            text=_printable(message, keep="\n"),
+            peer_uid=call.peer.uid,
+        )
+        return {}
 
-    async def _call(self, message: bytes, *, permitted: bool) -> dict[str, Any]:
-        try:
-            name = json.loads(message)["method"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise CallError("InvalidMessage") from error
-        method = self._methods.get(str(name).removeprefix(INTERFACE + "."))
-        if method is None:
-            return {"error": "org.varlink.service.MethodNotFound", "parameters": {"method": str(name)}}
-        if not permitted:
-            raise CallError("NotPermitted", needs="root or the user nannyd runs as")
-        return {"parameters": await method()}
+    def _set_log_level(self, call: Call, level: int | None) -> dict[str, Any]:
+        if level is None or not 0 <= level <= _DEBUG:
+            raise CallError("org.varlink.service.InvalidParameter", parameter="level")
+        self._asked(call, "SetLogLevel", str(level))
+        logging.getLogger().setLevel(_LEVELS[level])
+        return {}
 
 
-def _bound(path: Path) -> socket.socket:
-    path.unlink(missing_ok=True)
-    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    bound.bind(str(path))
-    path.chmod(0o666)  # so that a refusal is an answer
-    return bound
+def _get_environment(_: Call) -> dict[str, Any]:
+    return {"environment": [f"{name}={value}" for name, value in os.environ.items()]}
 
 
-def _uid_of(writer: asyncio.StreamWriter) -> int:
-    peer = writer.get_extra_info("socket")
-    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    uid: int = struct.unpack("3i", credentials)[1]
-    return uid
+def _timeout(seconds: float | None) -> float | None:
+    if seconds is not None and not (math.isfinite(seconds) and 0 <= seconds <= _LONGEST):
+        reason = f"{seconds:g} is not a number of seconds from 0 to {_LONGEST:g}"
+        raise error("InvalidArgument", parameter="timeout", reason=reason)
+    return seconds
+
+
+def _printable(text: str | None, keep: str = "") -> str:
+    return "".join(c if c.isprintable() or c in keep else " " for c in text or "")
+
+
+def _failed(exception: BaseException) -> None:
+    say(notices.CONTROL_FAILED, detail=repr(exception))
+
+
+def _group() -> int | None:
+    try:
+        return grp.getgrnam(GROUP).gr_gid
+    except KeyError:
+        return None
+
+
+def _is_member(uid: int) -> bool:
+    """Ask the group database, for a peer with more groups than the kernel tells of."""
+    try:
+        return pwd.getpwuid(uid).pw_name in grp.getgrnam(GROUP).gr_mem
+    except KeyError:
+        return False
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

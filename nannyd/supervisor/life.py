@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from nannyd.core.exits import WaitStatus
     from nannyd.core.memory import Reading, Verdict
     from nannyd.core.plan import Plan
-    from nannyd.supervisor.cgroup import Delegation, Leaf
+    from nannyd.supervisor.cgroup import Leaf
+    from nannyd.supervisor.delegation import Delegation
     from nannyd.supervisor.group import Group
     from nannyd.supervisor.mailbox import Sender
     from nannyd.supervisor.poll import Sampler

@@ -21,7 +21,7 @@ from nannyd.core.plan import LogFormat
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 _JOURNAL = "/run/systemd/journal/socket"
 _SIOCOUTQ = 0x5411
 """sockios.h: how much of what was sent has not been received yet."""
@@ -43,8 +43,8 @@ def resolve(wanted: LogFormat) -> LogFormat:
     return LogFormat.JOURNAL if stderr_is_journal() else LogFormat.TEXT
 
 
-def set_up(wanted: LogFormat, level: str, instance: str) -> LogFormat:
-    """Send all records of this process where *wanted* says; return what AUTO came to."""
+def set_up(wanted: LogFormat, level: str, instance: str, *others: logging.Handler) -> LogFormat:
+    """Send all records of this process where *wanted* says, and to *others*; return what AUTO came to."""
     chosen = resolve(wanted)
     handler: logging.Handler
     if chosen is LogFormat.JOURNAL:
@@ -54,12 +54,17 @@ def set_up(wanted: LogFormat, level: str, instance: str) -> LogFormat:
         handler = logging.StreamHandler(Nonblocking(2, _lost_as_json if as_json else _lost))
         handler.setFormatter(_json_formatter(instance) if as_json else Text(instance))
     root = logging.getLogger()
-    root.handlers = [handler]
-    root.setLevel(level.upper())
+    root.handlers = [handler, *others]
+    set_level(level)
     # Records must not fetch what nobody prints (logging.rst, "Optimization").
     logging.logThreads = logging.logMultiprocessing = logging.logProcesses = False
     logging.raiseExceptions = False
     return chosen
+
+
+def set_level(level: str) -> None:
+    """Let records of *level* and above pass."""
+    logging.getLogger().setLevel(level.upper())
 
 
 class JournalHandler(logging.Handler):
@@ -78,7 +83,7 @@ class JournalHandler(logging.Handler):
         """Send one record; without journald it is lost, as with every service."""
         fields = {
             "MESSAGE": self.format(record),
-            "PRIORITY": _PRIORITIES.get(record.levelno, 6),
+            "PRIORITY": PRIORITIES.get(record.levelno, 6),
             "SYSLOG_IDENTIFIER": "nannyd",
             "CODE_FILE": record.pathname,
             "CODE_LINE": record.lineno,

@@ -15,20 +15,22 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from nannyd.core import plan as plans
 from nannyd.core.errors import ExitCode
+from nannyd.core.paths import control_socket
 from nannyd.core.plan import LogFormat, MemoryMode, Plan
 from nannyd.core.units import format_size
 from nannyd.supervisor import leftover, logs, notices, scratch
-from nannyd.supervisor.cgroup import Delegation
 from nannyd.supervisor.control import Control
+from nannyd.supervisor.delegation import Delegation
+from nannyd.supervisor.handover import Handover
 from nannyd.supervisor.helpers import Helpers
 from nannyd.supervisor.life import Place
 from nannyd.supervisor.notices import say
 from nannyd.supervisor.poll import Sampler
 from nannyd.supervisor.reload import Reloader
+from nannyd.supervisor.ring import Ring
 from nannyd.supervisor.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -51,20 +53,21 @@ def main(argv: list[str]) -> int:
     """
     options = dict(argument.removeprefix("--").split("=", 1) for argument in argv[: argv.index("--")])
     os.set_inheritable(int(options["lock-fd"]), False)
-    with os.fdopen(int(options["plan-fd"]), "rb") as memfd:
-        memfd.seek(0)
-        plan = plans.from_json(memfd.read().decode())
+    handover = Handover(int(options["plan-fd"]))
     Path("/proc/self/comm").write_text("nannyd")
-    log_format = logs.set_up(plan.log_format, plan.log_level, plan.name)
+    ring = Ring()
+    plan = handover.plan
+    log_format = logs.set_up(plan.log_format, plan.log_level, plan.name, ring)
     try:
-        return asyncio.run(_serve(plan, Path(options["runtime-directory"]), log_format))
+        return asyncio.run(_serve(handover, Path(options["runtime-directory"]), log_format, ring))
     except Exception as error:  # noqa: BLE001 - the last line of defence, which must say what happened
         say(notices.INTERNAL_ERROR, detail="".join(traceback.format_exception(error)).strip())
         return ExitCode.INTERNAL_ERROR
 
 
-async def _serve(plan: Plan, runtime: Path, log_format: LogFormat) -> int:
+async def _serve(handover: Handover, runtime: Path, log_format: LogFormat, ring: Ring) -> int:
     loop = asyncio.get_running_loop()
+    plan = handover.plan
     helpers = Helpers(loop)
     delegation, weaker = _delegation(plan)
     if plan.memory.mode is MemoryMode.CGROUP and weaker:
@@ -98,31 +101,30 @@ async def _serve(plan: Plan, runtime: Path, log_format: LogFormat) -> int:
         await _end_leftovers(delegation)
     await _sweep(plan, helpers)
     _remove_stale_sockets(runtime)
-    return await _run(supervisor, helpers, runtime)
+    reloader = Reloader(supervisor, helpers, handover)
+    return await _run(supervisor, reloader, helpers, runtime, ring)
 
 
-async def _run(supervisor: Supervisor, helpers: Helpers, runtime: Path) -> int:
-    reloader = Reloader(supervisor, helpers)
-
-    async def reload() -> dict[str, Any]:
-        return {"changes": await reloader.reload()}
-
+async def _run(
+    supervisor: Supervisor, reloader: Reloader, helpers: Helpers, runtime: Path, ring: Ring
+) -> int:
     supervisor.catch_signals()
-    control = Control({"Reload": reload})
-    await control.open(runtime / "control")
     asyncio.get_running_loop().set_exception_handler(supervisor.fail)
-    _settle()
     try:
         async with asyncio.TaskGroup() as tasks:
-            supervisor.reload_on_sighup(tasks, reloader.reload)
-            code = await supervisor.run()
+            control = Control(supervisor, reloader, ring, asyncio.get_running_loop(), tasks)
+            control.open(control_socket(runtime))
+            try:
+                supervisor.reload_on_sighup(tasks, reloader.reload)
+                _settle()
+                code = await supervisor.run()
+            finally:
+                control.close()
     except BaseException:
         supervisor.abandon()
         raise
-    finally:
-        await control.close()
     await helpers.wait(_REMOVAL_TIMEOUT)
-    (runtime / "control").unlink(missing_ok=True)
+    control_socket(runtime).unlink(missing_ok=True)
     signal.set_wakeup_fd(-1)  # the loop closes what it hears of signals by before it lets go of them
     return code
 

@@ -149,6 +149,24 @@ STOP_REQUESTED = Notice(
     logging.INFO,
     "asked to stop by {reason}",
 )
+CALLED = Notice(
+    "called",
+    "1aec4d3842de4c87a69f8c07c152611c",
+    logging.INFO,
+    "{method} called by uid {peer_uid} (process {peer_pid}){reason}",
+)
+LOG_EVENT = Notice(
+    "log-event",
+    "bdd018405f244ee49dc221d0120433b1",
+    logging.INFO,
+    "{topic}: {text}",
+)
+CONTROL_FAILED = Notice(
+    "control-failed",
+    "0dc5d8292d6e49b48f0ef6f670ea3450",
+    logging.ERROR,
+    "bug in nannyd, please report it: a call could not be answered ({detail}); the worker is not concerned",
+)
 RELOADED = Notice(
     "reloaded",
     "f7442bc92d674d058dd19e88fbd6e8b9",
@@ -165,7 +183,7 @@ FOREIGN_MESSAGE = Notice(
     "foreign-message",
     "a70548fcae3b4a0bae55f0602e8e7020",
     logging.WARNING,
-    "ignored a notification from process {sender_pid}, which is not of worker {worker_pid}",
+    "ignored a notification from process {sender_pid}, {known} of worker {worker_pid}",
 )
 LEFTOVER_ENDED = Notice(
     "leftover-ended",

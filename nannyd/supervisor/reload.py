@@ -7,9 +7,8 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from nannyd.core import plan as plans
 from nannyd.supervisor import notices
-from nannyd.supervisor.control import CallError
+from nannyd.supervisor.handover import Handover
 from nannyd.supervisor.notices import say
 from nannyd.supervisor.spawn import SpawnError
 
@@ -20,42 +19,72 @@ if TYPE_CHECKING:
 _TIMEOUT = 60.0
 
 
+class ReloadFailedError(Exception):
+    """The old plan stays.  Carries all problems."""
+
+    def __init__(self, problems: list[str]) -> None:
+        """Remember *problems*."""
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
 class Reloader:
     """Reloads one at a time."""
 
-    def __init__(self, supervisor: Supervisor, helpers: Helpers) -> None:
-        """Reload *supervisor*'s plan."""
+    def __init__(self, supervisor: Supervisor, helpers: Helpers, handover: Handover) -> None:
+        """Reload *supervisor*'s plan, which came in *handover*."""
         self._supervisor = supervisor
         self._helpers = helpers
+        self.handover = handover
         self._lock = asyncio.Lock()
+        self._next: asyncio.Future[str] | None = None
 
     async def reload(self) -> str:
         """Compile a new plan and put it in force; return what changed, in words.
 
-        Raises CallError with all problems, the old plan still in force.
+        All who ask while another reload runs get the verdict of the one after it, which reads what was
+        there when they asked.  Raises ReloadFailedError, the old plan still in force.
         """
-        async with self._lock:
-            self._supervisor.systemd.reloading()
-            try:
-                compiled = await self._compile()
-                changes = self._supervisor.adopt(compiled)
-            except CallError as error:
-                say(notices.RELOAD_FAILED, problems="\n".join(error.parameters["problems"]))
-                raise
-            finally:
-                self._supervisor.reloaded()
-            say(notices.RELOADED, changes=changes)
-            return changes
+        if self._next is not None:
+            return await asyncio.shield(self._next)
+        verdict = self._next = asyncio.get_running_loop().create_future()
+        try:
+            async with self._lock:
+                self._next = None
+                changes = await self._reload()
+        except ReloadFailedError as error:
+            verdict.set_exception(error)
+            verdict.exception()  # perhaps nobody else asks for it
+            raise
+        except BaseException:
+            verdict.cancel()
+            raise
+        verdict.set_result(changes)
+        return changes
 
-    async def _compile(self) -> plans.Plan:
+    async def _reload(self) -> str:
+        self._supervisor.systemd.reloading()
+        try:
+            handover = await self._compile()
+            changes = self._supervisor.adopt(handover.plan)
+        except ReloadFailedError as error:
+            say(notices.RELOAD_FAILED, problems=str(error))
+            raise
+        finally:
+            self._supervisor.reloaded()
+        self.handover.close()
+        self.handover = handover
+        say(notices.RELOADED, changes=changes)
+        return changes
+
+    async def _compile(self) -> Handover:
         arguments = self._supervisor.plan.arguments
         argv = [sys.executable, "-I", "-m", "nannyd", "compile", *arguments[1:]]
         try:
-            _, written = await self._helpers.output(argv, _TIMEOUT)
-            answer = json.loads(written)
-            if "plan" in answer:
-                return plans.from_json(json.dumps(answer["plan"]))
-            problems = [str(problem) for problem in answer["problems"]]
-        except (SpawnError, TimeoutError, ValueError, KeyError, TypeError) as error:
+            code, written = await self._helpers.output(argv, _TIMEOUT)
+            if code == 0:
+                return Handover.of(written)
+            problems = [str(problem) for problem in json.loads(written)["problems"]]
+        except (SpawnError, TimeoutError, OSError, ValueError, KeyError, TypeError) as error:
             problems = [f"the launcher gave no plan: {error!r}"]
-        raise CallError("InvalidConfiguration", problems=problems)
+        raise ReloadFailedError(problems)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nannyd.core.exits import Result, describe
-from nannyd.core.lifecycle import State
+from nannyd.core.lifecycle import Goal, State
 from nannyd.core.units import format_duration, format_size
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ def sentence(worker: Worker, facts: Facts, now: float) -> str:
     parts = [_what(worker, facts, now)]
     if worker.state in (State.RUNNING, State.START) and facts.reading is not None:
         parts.append(share(facts.reading.working_set, facts.limit))
+    if worker.state in (State.RUNNING, State.START) and worker.goal is Goal.DOWN:
+        parts.append("not to be restarted")
     if worker.restarts:
         parts.append(f"{worker.restarts} restart{'s' if worker.restarts > 1 else ''}")
     if facts.weaker:

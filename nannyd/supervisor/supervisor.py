@@ -13,11 +13,10 @@ import gc
 import signal
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from nannyd.core import lifecycle
-from nannyd.core.exits import Result, describe
 from nannyd.core.lifecycle import (
     AskToStop,
     DeadlineReached,
@@ -37,20 +36,20 @@ from nannyd.core.lifecycle import (
     step,
 )
 from nannyd.core.memory import Verdict
+from nannyd.core.paths import SUPERVISED
 from nannyd.core.reload import When, changes
-from nannyd.core.units import format_duration, format_size
-from nannyd.core.wire import SUPERVISED
-from nannyd.supervisor import notices, status
-from nannyd.supervisor.control import CallError
+from nannyd.supervisor import logs, notices, status, telling
+from nannyd.supervisor.history import SPACING, History
 from nannyd.supervisor.life import Life, Place
 from nannyd.supervisor.notices import say
-from nannyd.supervisor.poll import breakdown
+from nannyd.supervisor.reload import ReloadFailedError
 from nannyd.supervisor.spawn import SpawnError
 from nannyd.supervisor.systemd import Systemd, watchdog_interval
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Coroutine
 
+    from nannyd.core.exits import Exit
     from nannyd.core.memory import Reading
     from nannyd.core.plan import Plan
     from nannyd.supervisor.helpers import Helpers
@@ -61,12 +60,22 @@ _EXTEND_EVERY = 10.0
 _EXTEND_BY = 30.0
 """Until the first READY systemd is asked for this much more time, again and again: the time that a start
 or a back-off takes is the worker's and nannyd's to limit."""
-_CALM_DOWN_EVERY = 15.0
-"""Without systemd's watchdog, a worker that was warned is looked at this often."""
 _STOP_MARGIN = 5.0
 _NOTE_DELAY = 0.1
+_READING_AGE = 0.1
 _STATUS_EVERY = 15.0
 """Without a watchdog, how often the sentence of `systemctl status` is brought up to date."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The latest life that is over."""
+
+    exit: Exit
+    at: float
+    """Monotonic seconds."""
+    uptime: float | None
+    """Seconds; None: there was no process."""
 
 
 class Supervisor:
@@ -80,7 +89,8 @@ class Supervisor:
         self.queue: asyncio.Queue[Item] = asyncio.Queue()
         self._place = replace(place, post=self.post, noted=self.noted)
         self._helpers = helpers
-        self._weaker = weaker
+        self.weaker = weaker
+        self.memory_mode = "cgroup" if place.sampler is None else "poll"
         self._loop = place.loop
         self.systemd = Systemd()
         self._watchdog = watchdog_interval()
@@ -88,10 +98,19 @@ class Supervisor:
         self._now = self._loop.time()
         self._was_ready = False
         self._interrupted = False
-        self._excess: dict[str, object] = {}
+        self._excess: telling.Excess | None = None
         self._noting = False
+        self._reading: Reading | None = None
+        self._read_of: Life | None = None
+        self._read_at = 0.0
         self._past: Life | None = None
         """The life that is over but for its scratch directory."""
+        self.ended: Ended | None = None
+        self.restarts: dict[str, int] = {}
+        """How many restarts of the policy each result has led to."""
+        self.history = History()
+        self.watchers: list[Callable[[], None]] = []
+        """Are called after each step of the worker: who waits for something looks whether it came true."""
         self.post(StartRequested())  # before any signal can ask for a stop
 
     def post(self, item: Item) -> None:
@@ -137,10 +156,46 @@ class Supervisor:
             # thousands of allocations: left alone, a thousand lives make 1 MiB.  All else is frozen, so
             # this takes 0.1 ms.
             gc.collect()
-        if self.worker.state is not before.state or self.worker.generation != before.generation:
+        if (self.worker.state, self.worker.generation, self.worker.goal) != (
+            before.state,
+            before.generation,
+            before.goal,
+        ):
             self.show()
         if self.worker.state is State.STOP_SIGTERM and self.worker.deadline != before.deadline:
             self._extend_stop(self.worker)
+        for watcher in tuple(self.watchers):
+            watcher()
+
+    def _tell(self, before: Worker, event: Event) -> None:
+        """Say what changed, and let go of a life that is over."""
+        after = self.worker
+        if after.exit is not None and after.exit is not before.exit:
+            self._bury(after.exit)
+        if isinstance(event, MemoryExceeded) and self._excess is not None and after.stop is not before.stop:
+            self._excess.tell_termination()
+            self._excess = None
+        telling.tell(before, after, event, self.life, self._now)
+        if after.restarts > before.restarts and after.exit is not None:
+            self.restarts[after.exit.result] = self.restarts.get(after.exit.result, 0) + 1
+        if after.state is State.FAILED and before.state is not State.FAILED:
+            telling.tell_failed(after, self.plan.restart)
+        if after.state is State.RUNNING and not self._was_ready:
+            self._was_ready = True
+            self.show()
+            self.systemd.ready()
+
+    def _bury(self, exit_: Exit) -> None:
+        life, self.life = self.life, None
+        if exit_.status is None or life is None:  # a failed spawn was told already
+            self.ended = Ended(exit_, self._now, None)
+            return
+        self.ended = Ended(exit_, self._now, self._now - life.began)
+        telling.tell_exit(life, exit_, self._now - life.began)
+        if life.errno:
+            self.systemd.errno(life.errno)
+        life.close()
+        self._past = life
 
     def _policy(self) -> Policy:
         # A life is judged by the plan it was started with only where it cannot be otherwise.
@@ -173,7 +228,7 @@ class Supervisor:
         try:
             life.begin(lambda said, reading, wall: self._memory(life, said, reading, wall))
         except SpawnError as error:
-            say(notices.START_FAILED, detail=str(error), errno=error.errno)
+            say(notices.START_FAILED, detail=str(error), errno=error.errno, nannyd_generation=generation)
             self.systemd.errno(error.errno)
             self._clean_up(life)
             return SpawnFailed(generation, str(error))
@@ -190,123 +245,17 @@ class Supervisor:
             if wall and life is self.life:
                 self.post(MemoryExceeded(life.generation, "at the wall while stopping", wall=True))
             return
-        thresholds = life.plan.memory.thresholds
-        limit = thresholds.limit or 0
-        threshold = thresholds.warn if said is Verdict.WARN else thresholds.terminate
-        if wall:
-            threshold = thresholds.max
-        fields = {
-            "worker_pid": life.pid,
-            "used": format_size(reading.working_set),
-            "limit": format_size(limit),
-            "share": f"{100 * reading.working_set / limit:.1f} %" if limit else "?",
-            "threshold": format_size(threshold or 0),
-            "memory_working_set": reading.working_set,
-            "memory_limit": limit,
-            "memory_threshold": threshold,
-        }
+        excess = telling.Excess(life, reading, said, wall=wall)
         if said is Verdict.WARN:
-            say(notices.MEMORY_WARNING, **fields)
+            excess.tell_warning()
             self.show()
             return
-        pids = life.group.pids() if life.group is not None else []
-        self._excess = {  # looked at now, told when the worker was asked to end
-            **fields,
-            "breakdown": parts(reading),
-            "largest": ", ".join(f"{it.comm} {it.pid} {format_size(it.size)}" for it in breakdown(pids, 3)),
-            "memory_anon": reading.anon,
-            "memory_shmem": reading.shmem,
-            "memory_kernel": reading.kernel,
-            "memory_swap": reading.swap,
-        }
-        rule = "max" if wall else "terminate"
-        detail = f"memory.{rule}: {fields['used']} of {fields['limit']} ({fields['share']})"
-        self.post(MemoryExceeded(life.generation, detail, wall=wall))
-
-    # --- What changed, told -----------------------------------------------------------------------
-
-    def _tell(self, before: Worker, event: Event) -> None:
-        after = self.worker
-        life = self.life
-        if after.exit is not None and after.exit is not before.exit:
-            self._tell_exit(after)
-        if isinstance(event, MemoryExceeded) and self._excess and after.stop is not before.stop:
-            say(notices.MEMORY_TERMINATE, **self._excess)
-            self._excess = {}
-        if after.state is before.state and after.generation == before.generation:
-            if isinstance(event, DeadlineReached) and after.state is State.STOP_SIGKILL:
-                pids = life.group.pids() if life is not None and life.group is not None else []
-                say(notices.WORKER_REMAINS, worker_pid=life.pid if life else None, pids=pids)
-            return
-        pid = life.pid if life is not None else None
-        match after.state:
-            case State.RUNNING:
-                self._tell_ready(pid)
-            case State.STOP_SIGTERM:
-                self._tell_stopping(after, pid)
-            case State.STOP_SIGKILL:
-                self._tell_killing(after, pid)
-            case State.AUTO_RESTART:
-                seconds = (after.deadline or 0) - self._now
-                delay = format_duration(seconds)
-                say(notices.RESTARTING, delay=delay, restarts=after.restarts, seconds=round(seconds, 3))
-            case State.FAILED:
-                self._tell_failed(after)
-            case State.INACTIVE | State.START:
-                pass
-
-    def _tell_ready(self, pid: int | None) -> None:
-        began = self.life.began if self.life is not None else 0
-        say(notices.WORKER_READY, worker_pid=pid, after=format_duration(self._loop.time() - began))
-        if not self._was_ready:
-            self._was_ready = True
-            self.show()
-            self.systemd.ready()
-
-    def _tell_stopping(self, after: Worker, pid: int | None) -> None:
-        grace = format_duration((after.deadline or 0) - self._now)
-        reason = after.stop.reason if after.stop is not None else ""
-        say(notices.STOPPING_WORKER, worker_pid=pid, reason=reason, grace=grace)
-
-    def _tell_killing(self, after: Worker, pid: int | None) -> None:
-        if after.stop is None:
-            reason = "the main process is gone, others are left"
-        elif after.stop.escalated:
-            reason = f"still there {0.8 * after.stop.timeout:g}s after the stop signal"
-        else:
-            reason = after.stop.reason
-        say(notices.KILLING_WORKER, worker_pid=pid, reason=reason)
-
-    def _tell_exit(self, after: Worker) -> None:
-        life, exit_ = self.life, after.exit
-        self.life = None
-        if exit_ is None or exit_.status is None or life is None:
-            return  # a failed spawn was told already
-        notice = notices.WORKER_ENDED if exit_.result is Result.SUCCESS else notices.WORKER_FAILED
-        say(
-            notice,
-            worker_pid=life.pid,
-            nannyd_generation=exit_.generation,
-            how=describe(exit_),
-            uptime=format_duration(self._loop.time() - life.began),
-            result=exit_.result,
-            who=exit_.who,
-            detail=notices.Aside(exit_.detail),
-            exit_status=exit_.status.code,
-            exit_signal=exit_.status.signal,
+        self._excess = excess
+        self.post(
+            MemoryExceeded(life.generation, f"memory.{'max' if wall else 'terminate'}: {excess}", wall=wall)
         )
-        if life.errno:
-            self.systemd.errno(life.errno)
-        life.close()
-        self._past = life
 
-    def _tell_failed(self, after: Worker) -> None:
-        rules = self.plan.restart
-        if after.start_limit_hit:
-            interval = format_duration(rules.start_limit_interval)
-            say(notices.START_LIMIT_HIT, burst=rules.start_limit_burst, interval=interval)
-        else:
-            say(notices.GIVING_UP, result=after.result, mode=rules.mode)
+    # --- How it is, in one sentence ---------------------------------------------------------------
 
     def show(self) -> None:
         """Bring the status sentence up to date."""
@@ -326,15 +275,23 @@ class Supervisor:
     def sentence(self) -> str:
         """Return how the instance is, in one sentence."""
         life = self.life
-        reading = life.watch.reading() if life is not None and life.watch is not None else None
         facts = status.Facts(
             pid=life.pid if life is not None else None,
-            reading=reading,
+            reading=self.reading(),
             limit=(life.plan if life is not None else self.plan).memory.thresholds.limit,
             note=life.note if life is not None else "",
-            weaker=self._weaker,
+            weaker=self.weaker,
         )
         return status.sentence(self.worker, facts, self._loop.time())
+
+    def reading(self) -> Reading | None:
+        """Return what the worker uses now, or a moment ago: asking often is not looking often."""
+        if self.life is None or self.life.watch is None:
+            return None
+        now = self._loop.time()
+        if self._reading is None or self._read_of is not self.life or now - self._read_at > _READING_AGE:
+            self._reading, self._read_of, self._read_at = self.life.watch.reading(), self.life, now
+        return self._reading
 
     # --- Signals, ticks, reload -------------------------------------------------------------------
 
@@ -363,19 +320,23 @@ class Supervisor:
         """Reload on SIGHUP; the verdict is in the log."""
 
         async def quietly() -> None:
-            with suppress(CallError):
+            with suppress(ReloadFailedError):
                 await reload()
 
         self._loop.add_signal_handler(signal.SIGHUP, lambda: tasks.create_task(quietly()))
 
     def _asked(self, number: signal.Signals) -> None:
-        say(notices.STOP_REQUESTED, reason=number.name)
-        self.systemd.stopping()
-        self.handle(StopRequested(number.name))
+        self.stop(number.name)
         if number is signal.SIGINT:
             if self._interrupted:
                 self.handle(KillRequested("a second SIGINT"))
             self._interrupted = True
+
+    def stop(self, reason: str, timeout: float | None = None) -> None:
+        """Stop the worker, then end."""
+        say(notices.STOP_REQUESTED, reason=reason)
+        self.systemd.stopping()
+        self.handle(StopRequested(reason, timeout))
 
     def _extend_stop(self, worker: Worker) -> None:
         """Ask systemd for the time that the worker has to end, and a margin to kill it in."""
@@ -395,15 +356,26 @@ class Supervisor:
             self.life.watch.sample()
         if self.systemd.present:
             every.append(_STATUS_EVERY)
-        if self.plan.memory.thresholds.warn is not None and not self._weaker:
-            every.append(_CALM_DOWN_EVERY)
+        if (reading := self.reading()) is not None:
+            self.history.add(self._loop.time(), reading.working_set)
+        if self.plan.memory.thresholds.limit is not None:
+            every.append(SPACING)
         self.show()
         if every:
             self._ticking = self._loop.call_later(min(every), self.post, self._tick)
 
+    def is_of_worker(self, pid: int) -> bool | None:
+        """Say whether process *pid* belongs to a worker of this instance; None: it is gone."""
+        if self._place.delegation is not None:
+            return self._place.delegation.in_leaf(pid)
+        group = self.life.group if self.life is not None else None
+        return group.contains(pid) if group is not None else False
+
     def adopt(self, plan: Plan) -> str:
         """Put a new plan in force, whole; return what that means, in words."""
         found = changes(self.plan, plan)
+        if "log-level" in found:
+            logs.set_level(plan.log_level)
         self.plan = plan
         if self.life is not None:
             self.life.follow(plan)
@@ -441,9 +413,3 @@ class Supervisor:
         reason = status.sentence(self.worker, status.Facts(), self._loop.time())
         say(notices.FINISHED, nannyd_instance=self.plan.name, exit_status=int(code), reason=reason)
         return int(code)
-
-
-def parts(reading: Reading) -> str:
-    """Return the parts of a working set in words."""
-    sizes = {"anon": reading.anon, "shmem": reading.shmem, "kernel": reading.kernel, "swap": reading.swap}
-    return ", ".join(f"{name} {format_size(size)}" for name, size in sizes.items() if size is not None)

@@ -234,6 +234,53 @@ class Systemd:
         self.path.unlink()
 
 
+# --- The control socket -------------------------------------------------------------------------------
+
+
+class Caller:
+    """One connection to a control socket."""
+
+    def __init__(self, path: Path) -> None:
+        """Connect."""
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.settimeout(PATIENCE)
+        self.socket.connect(str(path))
+        self._received = b""
+
+    def send(self, method: str, parameters: dict[str, Any] | None = None, **flags: bool) -> None:
+        """Send a call; a *method* without an interface is one of io.nannyd.Nanny."""
+        name = method if "." in method else f"io.nannyd.Nanny.{method}"
+        message = {"method": name, "parameters": parameters or {}, **flags}
+        self.socket.sendall(json.dumps(message).encode() + b"\0")
+
+    def receive(self) -> dict[str, Any]:
+        """Return the next reply."""
+        while b"\0" not in self._received:
+            chunk = self.socket.recv(1 << 16)
+            if not chunk:
+                raise ConnectionResetError("nannyd has closed the connection")
+            self._received += chunk
+        message, _, self._received = self._received.partition(b"\0")
+        reply: dict[str, Any] = json.loads(message)
+        return reply
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Call and return the whole reply."""
+        self.send(method, parameters)
+        return self.receive()
+
+    def get(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Call what cannot fail, and return the reply's parameters."""
+        reply = self.call(method, **parameters)
+        assert "error" not in reply, reply
+        found: dict[str, Any] = reply["parameters"]
+        return found
+
+    def close(self) -> None:
+        """Disconnect."""
+        self.socket.close()
+
+
 # --- nannyd -------------------------------------------------------------------------------------------
 
 Record = dict[str, Any]
@@ -434,6 +481,10 @@ class Nannyd:
         """Run `nannyd reload`."""
         command = [sys.executable, "-m", "nannyd", "reload", self.name]
         return subprocess.run(command, env=self.environ, capture_output=True, text=True, timeout=PATIENCE)
+
+    def connect(self) -> Caller:
+        """Connect to the control socket."""
+        return Caller(Path(self.environ["RUNTIME_DIRECTORY"]) / "control")
 
     def close(self) -> None:
         """Kill what is left."""

@@ -105,9 +105,13 @@ def test_no_file_is_needed_for_a_command() -> None:
 
 def test_compile_prints_the_plan_for_the_supervisor(configuration: Path) -> None:
     done = nannyd("compile", "good", "--config-dir", configuration)
-    plan = from_json(json.dumps(json.loads(done.stdout)["plan"]))
+    first, shown, explained = done.stdout.splitlines()
+    plan = from_json(first)
     assert plan.arguments == ["run", "good", "--config-dir", str(configuration)]
     assert plan.environ["DB_PASSWORD"] == "hush"
+    assert json.loads(shown)["plan"]["settings"]["worker"]["command"] == ["sleep", "60"]
+    assert json.loads(explained)["text"].startswith("# good, as it is in force\n")
+    assert "hush" not in shown + explained
 
 
 def test_compile_prints_all_problems_for_the_supervisor(configuration: Path) -> None:
@@ -211,7 +215,7 @@ def test_run_becomes_the_supervisor_with_plan_and_lock(runner: Runner) -> None:
     with runner.start("good", "--env", "A=b") as process:
         said = answer(process)
         process.communicate()
-    plan = from_json(said["plan"])
+    plan = from_json(said["plan"].splitlines()[0])
     module, dashes = said["argv"].index("nannyd.supervisor"), said["argv"].index("--")
     plan_fd, lock_fd, directory = said["argv"][module + 1 : dashes]
     assert said["pid"] == process.pid

@@ -1,0 +1,70 @@
+"""nannyd's own last records, bounded in number and size, and who wants to hear of new ones."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from nannyd.supervisor.logs import PRIORITIES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_RECORDS_MAX = 500
+_CHARACTERS_MAX = 200_000
+
+Record = dict[str, Any]
+"""An `Event` of the control interface."""
+
+
+class Ring(logging.Handler):
+    """A log handler that keeps the newest records."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        super().__init__()
+        self._records: deque[tuple[int, Record]] = deque()
+        self._characters = 0
+        self._listeners: list[Callable[[Record], None]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one record; the oldest make room for it."""
+        fields: dict[str, Any] = getattr(record, "fields", {})
+        message = record.getMessage()
+        kept = {
+            "at": time.time_ns() // 1000,
+            "event": str(fields.get("nannyd_event", "")),
+            "priority": PRIORITIES.get(record.levelno, 6),
+            "message": message,
+            "fields": {key: _plain(value) for key, value in fields.items() if value not in (None, "")},
+        }
+        size = len(message) + sum(len(str(value)) for value in fields.values())
+        self._records.append((size, kept))
+        self._characters += size
+        while len(self._records) > _RECORDS_MAX or (
+            self._characters > _CHARACTERS_MAX and len(self._records) > 1
+        ):
+            self._characters -= self._records.popleft()[0]
+        for listener in tuple(self._listeners):
+            listener(kept)
+
+    def newest(self, count: int | None, priority: int) -> list[Record]:
+        """Return at most *count* records of *priority* or a more urgent one, newest first."""
+        found = (record for _, record in reversed(self._records) if record["priority"] <= priority)
+        return [record for _, record in zip(range(count if count is not None else _RECORDS_MAX), found)]  # noqa: B905
+
+    def listen(self, listener: Callable[[Record], None]) -> Callable[[], None]:
+        """Call *listener* with each new record; return what ends that."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener) if listener in self._listeners else None
+
+
+def _plain(value: Any) -> Any:
+    """Return a field's value as JSON has it: enumerations are text, lists stay."""
+    if isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value)
