@@ -48,6 +48,12 @@ def wait_until(condition: Callable[[], T], what: str, *, timeout: float = 10.0) 
         time.sleep(0.02)
 
 
+def switches(pid: int) -> int:
+    """Return how often process *pid* went to sleep so far."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return int(status["voluntary_ctxt_switches"])
+
+
 @dataclass(frozen=True, slots=True)
 class Journal:
     """The journal since the start of the test."""

@@ -277,6 +277,3 @@ def test_worker_starts_once_the_disk_has_room_again(nannyd: NannydFactory) -> No
         run_command("mount", "-o", "remount,nr_inodes=100", instance.state)
         instance.wait_for("active")
         instance.stop()
-
-
-# The journal

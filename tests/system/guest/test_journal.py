@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nannyd.supervisor import notices
 
-from .instances import RUDE, rude, run_command, shell, wait_until
+from .instances import RUDE, rude, run_command, shell, switches, wait_until
 
 if TYPE_CHECKING:
     from .instances import NannydFactory
@@ -102,21 +102,60 @@ def test_worker_that_floods_the_journal_disturbs_nobody(nannyd: NannydFactory) -
     count = 50_000
     instance = nannyd(f"[worker]\ncommand = {rude('--flood-log', count)}\n", start=False)
     run_command("systemctl", "start", instance.name)
-    status = Path(f"/proc/{instance.main_pid}/status")
-
-    def switches() -> int:
-        numbers = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return int(numbers["voluntary_ctxt_switches"])
+    supervisor = instance.main_pid
 
     def arrived() -> int:
         command = f"journalctl --after-cursor='{instance.journal.cursor}' --identifier=w --output=cat | wc -l"
         return int(run_command("sh", "-c", command).stdout)
 
-    before, began = switches(), time.monotonic()
+    before, began = switches(supervisor), time.monotonic()
     instance.reload()  # and is answered meanwhile
     wait_until(lambda: arrived() == count, f"{count} lines", timeout=60)
-    print(f"{count} lines in {time.monotonic() - began:.1f} s, {switches() - before} wake-ups")
-    assert switches() - before < 60  # a reload takes about ten
+    print(f"{count} lines in {time.monotonic() - began:.1f} s, {switches(supervisor) - before} wake-ups")
+    assert switches(supervisor) - before < 60  # a reload takes about ten
+    assert instance.status.startswith(f"worker {instance.worker} running")
+
+
+def test_what_journald_drops_of_a_flood_is_counted_and_costs_the_supervisor_nothing(
+    nannyd: NannydFactory,
+) -> None:
+    """What was dropped is told with the first line that is not: the worker speaks until it is heard."""
+    count = 200_000
+    script = f"""
+        read line <$STATE_DIRECTORY/go
+        yes 'a line' | head -n {count}
+        over=0
+        while read line <$STATE_DIRECTORY/go; do
+            over=$((over + 1))
+            echo "over $over"
+        done
+    """
+    instance = nannyd(
+        f"[worker]\ncommand = {shell(script)}\n",
+        "LogRateLimitIntervalSec=2s\nLogRateLimitBurst=100",
+        start=False,
+    )
+    instance.state.mkdir(parents=True)
+    go = instance.state / "go"
+    run_command("mkfifo", "--mode=0666", go)
+    instance.start()
+
+    def worker_is_heard() -> bool:
+        go.write_text("\n")  # waits for its reader
+        return any(line.startswith("over") for line in instance.journal.messages(SYSLOG_IDENTIFIER="w"))
+
+    supervisor = instance.main_pid
+    before, began = switches(supervisor), time.monotonic()
+    go.write_text("\n")
+    wait_until(worker_is_heard, "a line that is not dropped", timeout=60)
+    seconds, woken = time.monotonic() - began, switches(supervisor) - before
+    lines = instance.journal.messages(SYSLOG_IDENTIFIER="w")
+    notices = "\n".join(instance.journal.messages(SYSLOG_IDENTIFIER="systemd-journald"))
+    dropped = sum(map(int, re.findall(rf"Suppressed (\d+) messages from {instance.name}", notices)))
+    print(f"{len(lines)} lines arrived, {dropped} were dropped; {seconds:.1f} s, {woken} wake-ups")
+    assert 0 < lines.count("a line") < count
+    assert len(lines) + dropped == count + int(lines[-1].removeprefix("over "))
+    assert woken <= 3 + seconds / 15  # the watchdog's
     assert instance.status.startswith(f"worker {instance.worker} running")
 
 

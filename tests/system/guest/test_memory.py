@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .instances import rude, run_command, wait_until
+from .instances import rude, run_command, switches, wait_until
 
 if TYPE_CHECKING:
     from .instances import Nannyd, NannydFactory
@@ -27,12 +27,6 @@ def number(path: Path) -> int | None:
 def python(program: str) -> str:
     """Return a worker that is a Python program as TOML."""
     return json.dumps(["/usr/bin/python3", "-IS", "-c", program])
-
-
-def switches(pid: int) -> int:
-    """Return how often process *pid* went to sleep so far."""
-    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return int(status["voluntary_ctxt_switches"])
 
 
 def ending(instance: Nannyd, generation: int = 1, timeout: float = 30) -> tuple[str, str]:

@@ -6,10 +6,10 @@ import pwd
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .instances import CONFIGURATION, run_command, shell, wait_until
+from .instances import CONFIGURATION, Nannyd, run_command, shell, wait_until
 
 if TYPE_CHECKING:
-    from .instances import Nannyd, NannydFactory
+    from .instances import Journal, NannydFactory
 
 PLACES = [Path("/run/nannyd"), Path("/var/lib/nannyd"), Path("/var/log/nannyd")]
 SLEEP = "[worker]\ncommand = ['/usr/bin/sleep', 'infinity']\n"
@@ -54,7 +54,7 @@ def test_name_is_that_of_the_directories_and_of_the_lines_in_the_journal(nannyd:
     }
 
 
-def test_bad_name_is_refused_with_one_line_and_for_good(nannyd: NannydFactory) -> None:
+def test_bad_name_is_refused_with_one_line_and_for_good(journal: Journal) -> None:
     reasons = {
         ".hidden": "'.hidden' begins with '.'",
         "..-etc": "'..-etc' begins with '.'",  # what systemctl makes of ../etc
@@ -65,7 +65,9 @@ def test_bad_name_is_refused_with_one_line_and_for_good(nannyd: NannydFactory) -
     }
     common = Path("/etc/nannyd/nannyd.toml")
     content = common.read_text()
-    instances = [nannyd(SLEEP, name=name, start=False) for name in reasons]
+    instances = [Nannyd(f"nannyd@{name}.service", journal) for name in reasons]
+    for instance in instances:
+        instance.configure(SLEEP)
     common.write_text(content)
     try:
         before = files(PLACES[0])
@@ -80,8 +82,9 @@ def test_bad_name_is_refused_with_one_line_and_for_good(nannyd: NannydFactory) -
         assert files(PLACES[0]) == before
     finally:
         for instance in instances:
+            instance.discard()
             instance.clear()
-        common.write_text(content)
+        common.write_text(content)  # that of the one called nannyd, too
 
 
 def test_name_that_is_another_directory_touches_none(nannyd: NannydFactory) -> None:
