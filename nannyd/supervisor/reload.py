@@ -53,9 +53,18 @@ class Reloader:
         try:
             _, written = await self._helpers.output(argv, _TIMEOUT)
             answer = json.loads(written)
-            if "plan" in answer:
-                return plans.from_json(json.dumps(answer["plan"]))
-            problems = [str(problem) for problem in answer["problems"]]
-        except (SpawnError, TimeoutError, ValueError, KeyError, TypeError) as error:
-            problems = [f"the launcher gave no plan: {error!r}"]
-        raise CallError("InvalidConfiguration", problems=problems)
+            compiled = answer.get("plan")
+            problems = [] if compiled else [str(problem) for problem in answer["problems"]]
+        except (SpawnError, TimeoutError, ValueError, AttributeError, KeyError, TypeError) as error:
+            raise _invalid([f"the launcher gave no plan: {error!r}"]) from None
+        if problems:
+            raise _invalid(problems)
+        try:
+            return plans.from_json(json.dumps(compiled))
+        except (ValueError, KeyError, TypeError) as error:
+            problem = f"nannyd was upgraded; this instance must be restarted before it can reload ({error})"
+            raise _invalid([problem]) from None
+
+
+def _invalid(problems: list[str]) -> CallError:
+    return CallError("InvalidConfiguration", problems=problems)
