@@ -25,6 +25,7 @@ SUITE = "trixie"
 CONTROL = Path("packaging/debian/control")
 EXTRA_PACKAGES = (
     "autopkgtest",
+    "autopkgtest",
     "lintian",
     "man-db",
     "fish",

@@ -54,7 +54,7 @@ SUITES = {
     DEFAULT: Recipe(
         (
             *("python3-pydantic-settings", "python3-pythonjsonlogger", "python3-hypothesis"),
-            *("stress-ng", "gunicorn"),
+            *("stress-ng", "gunicorn", "autopkgtest"),
         )
     ),
     "bookworm": Recipe(
