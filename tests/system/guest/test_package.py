@@ -390,7 +390,7 @@ def test_journal_explains_what_happened(nannyd: NannydFactory) -> None:
         assert f"{message_id} nannyd: " in known
 
 
-@pytest.mark.parametrize("example", ["celery", "gunicorn", "python", "redis"])
+@pytest.mark.parametrize("example", ["celery", "dask", "gunicorn", "python", "redis"])
 def test_example_is_a_right_configuration(tmp_path: Path, example: str) -> None:
     shutil.copy(EXAMPLES / f"{example}.toml", tmp_path)
     secrets = tmp_path / "credentials"
