@@ -28,7 +28,7 @@ install_on_trixie() {
 install_on_bookworm() {
     python3 -m venv --system-site-packages /opt/nannyd &&
         PIP_NO_INDEX=1 PIP_FIND_LINKS=/opt/wheels PIP_NO_BUILD_ISOLATION=0 /opt/nannyd/bin/pip install . &&
-        ln -s /opt/nannyd/bin/nannyd /usr/bin/ &&
+        sed '1s|/usr|/opt/nannyd|' packaging/bin/nannyd | install -m 755 /dev/stdin /usr/bin/nannyd &&
         cp packaging/systemd/nannyd@.service packaging/systemd/system-nannyd.slice /etc/systemd/system/ &&
         install -D packaging/systemd/nannyd.sysusers /etc/sysusers.d/nannyd.conf &&
         systemd-sysusers && systemctl daemon-reload
