@@ -119,3 +119,12 @@ def test_python_class_is_a_worker(nannyd: NannydFactory) -> None:
     assert instance.worker
     instance.stop()
     assert instance.show("Result") == "success"
+
+
+def test_name_with_an_escape_is_one_like_others(nannyd: NannydFactory) -> None:
+    """As it is not from systemd 255 to 260: see test_names.py."""
+    instance = nannyd(f"[worker]\ncommand = {rude()}\n", name=r"x\x20y")
+    instance.reload()
+    assert Path("/run/nannyd", r"x\x20y", "control").exists()
+    instance.stop()
+    assert instance.show("Result") == "success"
