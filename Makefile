@@ -43,10 +43,11 @@ package: $(VENV)/dev
 deb:
 	$(PYTHON) -m tests.system.chroot deb
 
-# In a booted Debian with cgroup v2 and systemd as PID 1.
+# In a booted Debian with cgroup v2 and systemd as PID 1: 13, and 12 for its old systemd.
 guest: $(VENV)/dev
 	$(BIN)/python -m tests.system.run --timeout 1500 tests/system/guest --ignore=tests/system/guest/test_package.py
 	$(BIN)/python -m tests.system.run --timeout 900 tests/system/guest/test_package.py
+	$(BIN)/python -m tests.system.run --suite bookworm --timeout 300
 
 image: $(VENV)/dev
 	$(BIN)/python -m tests.system.image

@@ -21,7 +21,7 @@ from nannyd.core.errors import ExitCode
 from nannyd.core.paths import control_socket
 from nannyd.core.plan import LogFormat, MemoryMode, Plan
 from nannyd.core.units import format_size
-from nannyd.supervisor import leftover, logs, notices, scratch
+from nannyd.supervisor import leftover, library, logs, notices, scratch
 from nannyd.supervisor.control import Control
 from nannyd.supervisor.delegation import Delegation
 from nannyd.supervisor.handover import Handover
@@ -79,7 +79,7 @@ async def _serve(handover: Handover, runtime: Path, log_format: LogFormat, ring:
     place = Place(
         loop=loop,
         runtime=runtime,
-        library=_library(runtime),
+        library=library.install(runtime),
         delegation=delegation,
         tree=None if trees is None or delegation is not None else functools.partial(trees.Tree, helpers.pids),
         sampler=Sampler() if weaker else None,
@@ -163,16 +163,6 @@ def _trees() -> ModuleType:
     from nannyd.supervisor import tree
 
     return tree
-
-
-def _library(runtime: Path) -> Path:
-    """Return a directory that holds nothing but `nannyd`, for interpreters that do not have it."""
-    library = runtime / "lib"
-    library.mkdir(exist_ok=True)
-    link = library / "nannyd"
-    link.unlink(missing_ok=True)
-    link.symlink_to(Path(__file__).resolve().parent.parent)
-    return library
 
 
 def _remove_stale_sockets(runtime: Path) -> None:

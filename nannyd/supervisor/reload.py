@@ -82,9 +82,13 @@ class Reloader:
         argv = [sys.executable, "-I", "-m", "nannyd", "compile", *arguments[1:]]
         try:
             code, written = await self._helpers.output(argv, _TIMEOUT)
-            if code == 0:
-                return Handover.of(written)
-            problems = [str(problem) for problem in json.loads(written)["problems"]]
+            problems = [] if code == 0 else [str(problem) for problem in json.loads(written)["problems"]]
         except (SpawnError, TimeoutError, OSError, ValueError, KeyError, TypeError) as error:
-            problems = [f"the launcher gave no plan: {error!r}"]
-        raise ReloadFailedError(problems)
+            raise ReloadFailedError([f"the launcher gave no plan: {error!r}"]) from None
+        if problems:
+            raise ReloadFailedError(problems)
+        try:
+            return Handover.of(written)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            problem = f"nannyd was upgraded; this instance must be restarted before it can reload ({error})"
+            raise ReloadFailedError([problem]) from None

@@ -19,6 +19,7 @@ import pytest
 import nannyd
 from nannyd.core import wire
 from nannyd.core.boot import boot_argv
+from nannyd.supervisor import library
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -103,10 +104,8 @@ class Running:
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return a directory that holds nothing but nannyd."""
-    place = tmp_path_factory.mktemp("only nannyd's")
-    (place / "nannyd").symlink_to(Path(nannyd.__file__).parent)
-    return str(place)
+    """Return a directory that holds nothing but what the supervisor gives its workers of nannyd."""
+    return str(library.install(tmp_path_factory.mktemp("only nannyd's")))
 
 
 @pytest.fixture

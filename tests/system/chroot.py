@@ -23,7 +23,15 @@ from . import debian
 
 SUITE = "trixie"
 CONTROL = Path("packaging/debian/control")
-EXTRA_PACKAGES = ("lintian", "man-db", "fish", "zsh", "systemd")  # what the tests of the package take beside
+EXTRA_PACKAGES = (
+    "autopkgtest",
+    "autopkgtest",
+    "lintian",
+    "man-db",
+    "fish",
+    "zsh",
+    "systemd",
+)  # what the tests of the package take beside
 RUN_TIMEOUT = 600.0
 EX_SOFTWARE = 70
 

@@ -36,10 +36,11 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nannyd-tests"
 
 
-def cached(name: str, recipe: object, build: Callable[[Path], None], *, keep: int = 1) -> Path:
+def cached(name: str, recipe: object, build: Callable[[Path], None], *, keep: int = 2) -> Path:
     """Return the cached directory *name* of the present recipe; have it filled first if it is not there.
 
-    Of the recipes that there were, the *keep* newest stay.  Nobody else builds meanwhile.
+    Of the recipes that there were, the *keep* newest stay: two branches do not take theirs from each other.
+    Nobody else builds meanwhile.
     """
     cache = cache_directory()
     directory = cache / f"{name}-{hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]}"

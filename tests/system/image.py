@@ -1,4 +1,4 @@
-"""The test machine to boot: a disk with a small Debian 13, and a kernel; built once and cached.
+"""The test machines to boot: a disk with a small Debian, and a kernel; built once and cached.
 
 Nothing here is written after it was built: a guest writes to an overlay of its own.
 
@@ -10,12 +10,12 @@ newer than many a host's; so it is cached together with one.
 
 import shlex
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import debian
 
-SUITE = "trixie"
 KERNEL_SUITE = "forky"
 KERNEL_PACKAGES = ("user-mode-linux", "libc6")
 LIBRARIES = Path("usr/lib/x86_64-linux-gnu")
@@ -24,9 +24,7 @@ SIZE = "3G"  # sparse
 PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "libpam-systemd", "dbus-user-session", "polkitd"),
     *("python3", "python3-systemd", "python3-psutil", "python3-sdnotify"),
-    *("python3-pydantic-settings", "python3-pythonjsonlogger"),
-    *("python3-pytest", "python3-pytest-timeout", "python3-hypothesis"),
-    *("redis-server", "stress-ng", "gunicorn"),
+    *("python3-pytest", "python3-pytest-timeout", "redis-server"),
     *("procps", "util-linux", "iproute2", "sudo"),
 )
 # stress-ng can exercise a graphics card, and pulls in all of Mesa for it.
@@ -39,6 +37,30 @@ EXCLUDED = (
     "/usr/lib/x86_64-linux-gnu/dri/*",
 )
 CUSTOMIZE = Path(__file__).with_name("customize.sh")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What one machine has that the others do not."""
+
+    packages: tuple[str, ...]
+    wheels: tuple[str, ...] = ()
+    """What pip is to install there, for Python 3.11: the machine has no network, but finds this in WHEELS."""
+
+
+DEFAULT = "trixie"
+WHEELS = Path("opt/wheels")
+SUITES = {
+    DEFAULT: Recipe(
+        (
+            *("python3-pydantic-settings", "python3-pythonjsonlogger", "python3-hypothesis"),
+            *("stress-ng", "gunicorn", "autopkgtest"),
+        )
+    ),
+    "bookworm": Recipe(
+        ("python3-venv", "python3-hatchling"), ("pydantic-settings>=2.8", "python-json-logger>=3.0")
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +88,17 @@ class Image:
         return self.directory / "lib"
 
 
-def base_image() -> Image:
+def base_image(suite: str = DEFAULT) -> Image:
     """Return the image of the present recipe.  Build it first if it is not in the cache."""
-    recipe = ((KERNEL_SUITE, KERNEL_PACKAGES), SUITE, SIZE, PACKAGES, EXCLUDED, CUSTOMIZE.read_text())
-    return Image(debian.cached(SUITE, recipe, _build))
+    kernel = (KERNEL_SUITE, KERNEL_PACKAGES)
+    recipe = (kernel, suite, SIZE, PACKAGES, SUITES[suite], EXCLUDED, CUSTOMIZE.read_text())
+    return Image(debian.cached(suite, recipe, lambda directory: _build(directory, suite)))
 
 
-def _build(directory: Path) -> None:
-    debian.say("building the machine to boot (once, about a minute)")
+def _build(directory: Path, suite: str) -> None:
+    debian.say(f"building the machine to boot, Debian {suite} (once, about a minute)")
     scratch = directory / "scratch"
-    _build_disk(Image(directory), scratch / "tree")
+    _build_disk(Image(directory), suite, scratch / "tree")
     _build_kernel(Image(directory), scratch / "kernel")
     shutil.rmtree(scratch)
 
@@ -93,20 +116,25 @@ def _build_kernel(image: Image, scratch: Path) -> None:
     image.kernel.chmod(0o755)
 
 
-def _build_disk(image: Image, tree: Path) -> None:
+def _build_disk(image: Image, suite: str, tree: Path) -> None:
     tree.parent.mkdir(parents=True)
     debian.bootstrap(
         tree,
-        SUITE,
-        PACKAGES,
+        suite,
+        (*PACKAGES, *SUITES[suite].packages),
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in EXCLUDED),
         f'--customize-hook=sh {shlex.quote(str(CUSTOMIZE))} "$1"',
         "--skip=cleanup/reproducible",  # which would empty the machine-id: a first boot, every time
     )
+    if SUITES[suite].wheels:
+        only = ("--only-binary=:all:", "--python-version=3.11", "--platform=manylinux2014_x86_64")
+        pip = (sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", *only)
+        debian.run(*pip, f"--dest={tree / WHEELS}", *SUITES[suite].wheels)
     # The disk is thrown away, never repaired: no journal.
     options = ("-q", "-t", "ext4", "-O", "^has_journal", "-m", "0")
     debian.run(debian.program("mke2fs"), *options, "-d", str(tree), str(image.disk), SIZE)
 
 
 if __name__ == "__main__":
-    print(base_image().directory)
+    for suite in SUITES:
+        print(base_image(suite).directory)

@@ -17,7 +17,21 @@ fi
 install_nannyd() {
     [ $second_boot = no ] || return 0
     mkdir -p "$source_tree" && tar -xf "$share/tree.tar" -C "$source_tree" || return
-    dpkg --install "$share/nannyd.deb" > "$artifacts/dpkg.txt" 2>&1 || { cat "$artifacts/dpkg.txt"; return 1; }
+    (cd "$source_tree" && install_on_$suite) > "$artifacts/install.txt" 2>&1 || { cat "$artifacts/install.txt"; return 1; }
+}
+
+install_on_trixie() {
+    dpkg --install "$share/nannyd.deb"
+}
+
+# As README.md says it, but without network.
+install_on_bookworm() {
+    python3 -m venv --system-site-packages /opt/nannyd &&
+        PIP_NO_INDEX=1 PIP_FIND_LINKS=/opt/wheels PIP_NO_BUILD_ISOLATION=0 /opt/nannyd/bin/pip install . &&
+        sed '1s|/usr|/opt/nannyd|' packaging/bin/nannyd | install -m 755 /dev/stdin /usr/bin/nannyd &&
+        cp packaging/systemd/nannyd@.service packaging/systemd/system-nannyd.slice /etc/systemd/system/ &&
+        install -D packaging/systemd/nannyd.sysusers /etc/sysusers.d/nannyd.conf &&
+        systemd-sysusers && systemctl daemon-reload
 }
 
 export_logs() {

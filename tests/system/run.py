@@ -1,12 +1,13 @@
-"""Run the system tests, a script or a shell in a freshly booted Debian 13.
+"""Run the system tests, a script or a shell in a freshly booted Debian.
 
-    python -m tests.system.run [--timeout SECONDS] [PYTEST-ARGUMENT…]
-    python -m tests.system.run --exec FILE.py|FILE.sh [ARGUMENT…]
-    python -m tests.system.run --shell
+    python -m tests.system.run [--suite SUITE] [--timeout SECONDS] [PYTEST-ARGUMENT…]
+    python -m tests.system.run [--suite SUITE] --exec FILE.py|FILE.sh [ARGUMENT…]
+    python -m tests.system.run [--suite SUITE] --shell
 
-Run it from the root of a checkout.  The guest gets the files that git knows or would add, and the Debian
-package of nannyd that is built from them.  The exit status is that of pytest or the script.  A guest that
-ends without the token of this run has failed, whatever else it said.
+Run it from the root of a checkout.  The guest gets the files that git knows or would add, and nannyd as it
+is built from them: in Debian 13 (trixie) its package, in Debian 12 (bookworm), which cannot install that, by
+pip.  The exit status is that of pytest or the script.  A guest that ends without the token of this run has
+failed, whatever else it said.
 
 Journal, console, core dumps and junit.xml are kept in $NANNYD_TEST_ARTIFACTS, or else, only after a
 failure, in a temporary directory that is printed.
@@ -31,12 +32,12 @@ from types import FrameType
 
 from .chroot import cached_deb, pack, source_files
 from .debian import DebianError
-from .image import Image, base_image
+from .image import DEFAULT, SUITES, Image, base_image
 from .machine import MEMORY_MIB, Guest, GuestError
 
 AGAIN = "again"
 """File of the share with the arguments of the pytest that a test wants to be run after a reboot."""
-GUEST_TESTS = "tests/system/guest"
+GUEST_TESTS = {"trixie": "tests/system/guest", "bookworm": "tests/system/guest/test_debian_12.py"}
 MAIN = Path(__file__).with_name("main.sh")
 FAILED = 1
 EXPORT_TIME = 30.0  # how long before the deadline the guest stops by itself, to save its journal
@@ -55,12 +56,14 @@ class Job:
 
     command: tuple[str, ...]  # empty: an interactive shell
     timeout: float
+    suite: str
 
     def script(self, token: str) -> str:
         """Return the assignments that main.sh reads."""
         columns, rows = shutil.get_terminal_size()
         variables = {
             "token": token,
+            "suite": self.suite,
             "mode": "run" if self.command else "shell",
             "time_limit": f"{max(self.timeout - EXPORT_TIME, 1.0):.0f}",
             "columns": str(columns),
@@ -76,7 +79,7 @@ def main() -> int:
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _exit_on_signal)
     try:
-        return run_job(job, base_image())
+        return run_job(job, base_image(job.suite))
     except DebianError as error:
         print(f"tests.system: {error}", file=sys.stderr)
         return EX_SOFTWARE
@@ -85,6 +88,7 @@ def main() -> int:
 def parse_arguments(arguments: list[str]) -> Job:
     parser = argparse.ArgumentParser(prog="python -m tests.system.run", allow_abbrev=False)
     parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS")
+    parser.add_argument("--suite", choices=SUITES, default=DEFAULT)
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--shell", action="store_true", help="an interactive root shell")
     mode.add_argument("--exec", nargs=argparse.REMAINDER, metavar="FILE", help="run FILE.py or FILE.sh")
@@ -92,12 +96,12 @@ def parse_arguments(arguments: list[str]) -> Job:
     if options.shell:
         if not sys.stdin.isatty():
             parser.error("--shell takes a terminal; use --exec for a script")
-        return Job((), SHELL_TIMEOUT)
+        return Job((), SHELL_TIMEOUT, options.suite)
     if options.exec is not None:
-        return Job(_interpreted(parser, options.exec), options.timeout)
+        return Job(_interpreted(parser, options.exec), options.timeout, options.suite)
     colour = "yes" if sys.stdout.isatty() else "no"
-    paths = [] if any(Path(word.split("::")[0]).exists() for word in rest) else [GUEST_TESTS]
-    return Job((*PYTEST, f"--color={colour}", *rest, *paths), options.timeout)
+    paths = [] if any(Path(word.split("::")[0]).exists() for word in rest) else [GUEST_TESTS[options.suite]]
+    return Job((*PYTEST, f"--color={colour}", *rest, *paths), options.timeout, options.suite)
 
 
 def run_job(job: Job, image: Image) -> int:
@@ -130,7 +134,7 @@ def _second_boot(guest: Guest, job: Job, token: str, deadline: float) -> int:
     junit = f"--junitxml=/mnt/share/artifacts/{AGAIN}/junit.xml"
     colour = [word for word in job.command if word.startswith("--color=")]
     command = (*PYTEST, junit, *colour, *(guest.share / AGAIN).read_text().split())
-    (guest.share / "job").write_text(Job(command, deadline - time.monotonic()).script(token))
+    (guest.share / "job").write_text(Job(command, deadline - time.monotonic(), job.suite).script(token))
     guest.boot()
     guest.talk(output=sys.stdout.fileno(), deadline=deadline)
     return _read_result(guest, token)

@@ -80,7 +80,7 @@ def test_reference_configuration_has_lines_of_readable_length() -> None:
     assert max(map(len, document.configuration().splitlines())) <= document.WIDTH
 
 
-@pytest.mark.parametrize("name", ["celery", "gunicorn", "python", "redis"])
+@pytest.mark.parametrize("name", ["celery", "dask", "gunicorn", "python", "redis"])
 def test_example_has_no_mistake(tmp_path: Path, name: str) -> None:
     assert problems(tmp_path, (TOP / f"packaging/examples/{name}.toml").read_text()) == []
 

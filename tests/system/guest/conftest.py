@@ -27,6 +27,9 @@ IN_GUEST = Path("/etc/nannyd-guest").exists()
 if not IN_GUEST:
     collect_ignore_glob = ["*"]
 
+if "VERSION_CODENAME=bookworm" not in Path("/etc/os-release").read_text():
+    collect_ignore = ["test_debian_12.py"]
+
 CORE_DUMPS = Path("/run/core-dumps")
 
 

@@ -64,9 +64,10 @@ class Journal:
         """Return what `unit` logged and what systemd logged about it, or everything."""
         run_command("journalctl", "--sync")
         which = [*([f"--unit={unit}"] if unit else []), *(f"{k}={v}" for k, v in fields.items())]
-        command = ["journalctl", "--all", "--output=json", f"--after-cursor={self.cursor}"]
-        lines = run_command(*command, *which).stdout.splitlines()
-        return [json.loads(line) for line in lines]
+        # With --after-cursor the journalctl of systemd 252 skips one more, where the cursor's does not match.
+        command = ["journalctl", "--all", "--output=json", f"--cursor={self.cursor}"]
+        entries = map(json.loads, run_command(*command, *which).stdout.splitlines())
+        return [entry for entry in entries if entry["__CURSOR"] != self.cursor]
 
     def messages(self, unit: str | None = None, **fields: str) -> list[str]:
         return [str(entry.get("MESSAGE")) for entry in self.entries(unit, **fields)]

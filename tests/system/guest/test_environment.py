@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import pwd
 import re
+import shutil
 import stat
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +88,7 @@ def test_argument_wins_over_the_unit_and_the_unit_over_the_configuration(
 
 def test_what_systemd_told_nannyd_alone_does_not_leak_and_the_rest_stays(nannyd: NannydFactory) -> None:
     instance = nannyd(SLEEP, "Environment=NANNYD_MEMORY__LIMIT=64M")
+    assert instance.show("Environment") == "NANNYD_MEMORY__LIMIT=64M"  # the unit itself adds nothing
     own, found = environ(instance.main_pid), environ(instance.worker)
     for name in (
         "NOTIFY_SOCKET",
@@ -111,6 +115,33 @@ def test_what_systemd_told_nannyd_alone_does_not_leak_and_the_rest_stays(nannyd:
         "NANNYD_INSTANCE": "w",
     }
     assert {name: found[name] for name in kept} == kept
+
+
+@pytest.fixture
+def hers() -> Iterator[tuple[Path, Path]]:
+    """Return alice's own site-packages and a directory for PYTHONPATH, with modules that nannyd has too."""
+    home = Path(pwd.getpwnam("alice").pw_dir)
+    site = home / f".local/lib/python3.{sys.version_info.minor}/site-packages"
+    for directory in (site, home / "path"):
+        directory.mkdir(parents=True)
+        for name in ("nannyd", "psutil", "pydantic"):
+            (directory / f"{name}.py").write_text("raise ImportError('these are of alice')\n")
+    yield site, home / "path"
+    shutil.rmtree(home / ".local")
+    shutil.rmtree(home / "path")
+
+
+def test_modules_of_the_user_are_for_the_worker_and_not_for_nannyd(
+    nannyd: NannydFactory, hers: tuple[Path, Path]
+) -> None:
+    site, path = hers
+    (site / "base.py").write_text("class Base:\n    def start(self): pass\n")
+    (path / "hers.py").write_text("from base import Base\nclass Worker(Base): pass\n")
+    instance = nannyd(
+        "[worker]\nclass = 'hers:Worker'\n", f"User=alice\nGroup=alice\nEnvironment=PYTHONPATH={path}"
+    )
+    assert instance.worker
+    instance.reload()
 
 
 def test_explain_shows_the_environment_of_the_unit_be_it_running_or_not(

@@ -107,6 +107,7 @@ def test_escaped_name_takes_directories_that_systemd_can_make(nannyd: NannydFact
     before = files(*PLACES)
     assert instance.start(check=False).returncode != 0
     assert (instance.show("ActiveState"), instance.show("NRestarts")) == ("failed", "0")
+    assert "Failed to deserialize: Invalid argument" in instance.journal.messages(instance.name)
     assert files(*PLACES) == before
     kinds = ("Runtime", "State", "Logs")
     places = "".join(f"{kind}Directory=\n{kind}Directory=nannyd/other\n" for kind in kinds)

@@ -1,0 +1,34 @@
+"""What the interpreters of Python workers import of nannyd: a copy, as old as this supervisor.
+
+A copy and no link, because an upgrade of the package replaces the files under a running supervisor: its next
+worker would have a bootstrap of another version, which may speak another protocol, or half of one.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_PARTS = ("__init__.py", "core/__init__.py", "core/wire.py", "worker/*.py")
+
+
+def install(runtime: Path) -> Path:
+    """Return a directory below *runtime* that holds nothing but the worker's parts of `nannyd`."""
+    package = Path(__file__).resolve().parent.parent
+    library = runtime / "lib"
+    _remove(library)
+    for part in _PARTS:
+        for source in package.glob(part):
+            copy = library / "nannyd" / source.relative_to(package)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(source.read_bytes())
+    return library
+
+
+def _remove(directory: Path) -> None:
+    """Remove what an earlier supervisor left; its bytecode could pass for that of the new files."""
+    for path, directories, files in os.walk(directory, topdown=False):
+        for name in files:
+            Path(path, name).unlink()
+        for name in directories:
+            Path(path, name).rmdir()
