@@ -114,25 +114,47 @@ POLL_RATE = 2 << 30
 """Bytes a second that a worker is expected to allocate at most; further away, it is looked at less often."""
 
 
+def next_threshold(thresholds: Thresholds, *, warned: bool) -> int | None:
+    """Return the lowest threshold that poll mode has still to report; None: there is none."""
+    ahead = [thresholds.terminate, thresholds.max, None if warned else thresholds.warn]
+    return min((threshold for threshold in ahead if threshold is not None), default=None)
+
+
 def poll_interval(
-    working_set: int, thresholds: Thresholds, *, warned: bool, growth: float = 0.0, doubt: float = 0.0
+    working_set: int, thresholds: Thresholds, *, warned: bool, growth: float = 0.0
 ) -> float | None:
     """Return the seconds until the next look in poll mode; None: nothing to look for.
 
     *growth*, in bytes a second, is what was seen since the last look.  Who would pass a threshold before
-    the next regular look is looked at when it gets there.  *doubt* is the pause after a look that was dear
-    and found nothing.
+    the next regular look is looked at when it gets there.
     """
-    ahead = [t for t in (thresholds.terminate, thresholds.max) if t is not None]
-    if thresholds.warn is not None and not warned:
-        ahead.append(thresholds.warn)
-    if not ahead:
+    threshold = next_threshold(thresholds, warned=warned)
+    if threshold is None:
         return None if thresholds.warn is None else POLL_SLOWEST
-    distance = max(0, min(ahead) - working_set)
-    interval = max(doubt, min(POLL_SLOWEST, max(POLL_FASTEST, distance / POLL_RATE)))
+    distance = max(0, threshold - working_set)
+    interval = min(POLL_SLOWEST, max(POLL_FASTEST, distance / POLL_RATE))
     if growth * interval > distance > 0:
         return max(POLL_HASTE, distance / growth)
     return interval
+
+
+def afford(interval: float, owed: float) -> tuple[float, float]:
+    """Return the pause before a look that is wanted after *interval*, and what that look owes.
+
+    One that comes early is paid for by the next: ten a second, however a worker swings.
+    """
+    if interval < POLL_FASTEST and owed == 0:
+        return interval, POLL_FASTEST - interval
+    return max(interval, POLL_FASTEST) + owed, 0.0
+
+
+def next_doubt(doubt: float, surprise: int, distance: int) -> float:
+    """Return how long a sum that was refuted is not asked about again.
+
+    Ever longer while the answer is what was expected; a *surprise* (bytes above that) of more than an
+    eighth of the *distance* to the threshold begins anew.
+    """
+    return POLL_FASTEST if 8 * surprise > distance else next_pause(max(doubt, POLL_FASTEST))
 
 
 @dataclass(frozen=True, slots=True)
