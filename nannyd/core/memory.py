@@ -110,6 +110,9 @@ POLL_FASTEST = 0.1
 POLL_SLOWEST = 2.0
 POLL_HASTE = 0.01
 """Seconds from one look to the next where a threshold is about to be passed."""
+POLL_CREDIT = 0.3
+"""Seconds that early looks may come early by, all in all, until that is paid for."""
+POLL_INSTALMENT = 0.05
 POLL_RATE = 2 << 30
 """Bytes a second that a worker is expected to allocate at most; further away, it is looked at less often."""
 
@@ -139,13 +142,15 @@ def poll_interval(
 
 
 def afford(interval: float, owed: float) -> tuple[float, float]:
-    """Return the pause before a look that is wanted after *interval*, and what that look owes.
+    """Return the pause before a look that is wanted after *interval*, and what is owed then.
 
-    One that comes early is paid for by the next: ten a second, however a worker swings.
+    Some may come early (for the warning, for the end, and when it was not yet quite so far) and are paid for
+    in instalments: ten a second on the whole, however a worker swings.
     """
-    if interval < POLL_FASTEST and owed == 0:
-        return interval, POLL_FASTEST - interval
-    return max(interval, POLL_FASTEST) + owed, 0.0
+    pause = interval
+    if interval >= POLL_FASTEST or owed + POLL_FASTEST - interval > POLL_CREDIT:
+        pause = max(interval, POLL_FASTEST + min(owed, POLL_INSTALMENT))
+    return pause, max(0.0, owed + POLL_FASTEST - pause)
 
 
 def next_doubt(doubt: float, surprise: int, distance: int) -> float:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from nannyd.core.memory import (
     FIRST_PAUSE,
     LAST_PAUSE,
+    POLL_CREDIT,
     POLL_FASTEST,
     POLL_HASTE,
     POLL_SLOWEST,
@@ -333,15 +334,18 @@ def test_the_next_threshold_is_the_lowest_that_is_still_to_be_reported(
     [
         (2.0, 0.0, 2.0, 0.0),
         (0.1, 0.0, 0.1, 0.0),
-        (0.03, 0.0, 0.03, 0.07),  # early: at once, and
-        (0.03, 0.07, 0.17, 0.0),  # the next one waits
-        (1.0, 0.07, 1.07, 0.0),
+        (0.03, 0.0, 0.03, 0.07),  # early: at once,
+        (0.03, 0.07, 0.03, 0.14),  # and again;
+        (0.03, 0.28, 0.15, 0.23),  # but not for ever,
+        (0.1, 0.23, 0.15, 0.18),  # and what is owed is paid,
+        (0.1, 0.03, 0.13, 0.0),
+        (2.0, 0.28, 2.0, 0.0),  # be it by being far away
     ],
 )
-def test_an_early_look_is_paid_for_by_the_next(
+def test_early_looks_are_paid_for_by_later_ones(
     interval: float, owed: float, pause: float, owes: float
 ) -> None:
-    assert afford(interval, owed) == (pytest.approx(pause), pytest.approx(owes))
+    assert list(afford(interval, owed)) == pytest.approx([pause, owes])
 
 
 @given(st.lists(st.floats(POLL_HASTE, POLL_SLOWEST), min_size=1))
@@ -353,7 +357,15 @@ def test_it_is_never_looked_more_than_ten_times_a_second(wanted: list[float]) ->
         passed += pause
         assert pause >= interval
         assert passed + owed >= count * POLL_FASTEST - 1e-9
-        assert 0 <= owed <= POLL_FASTEST - POLL_HASTE
+        assert 0 <= owed <= POLL_CREDIT + 1e-9
+
+
+def test_what_is_owed_is_paid_within_a_second() -> None:
+    owed, looks = POLL_CREDIT, 0
+    while owed > 0:
+        _, owed = afford(POLL_FASTEST, owed)
+        looks += 1
+    assert looks <= 7
 
 
 def test_a_sum_that_keeps_being_refuted_is_asked_about_ever_less_often() -> None:
