@@ -107,7 +107,6 @@ async def _run(supervisor: Supervisor, helpers: Helpers, runtime: Path) -> int:
     async def reload() -> dict[str, Any]:
         return {"changes": await reloader.reload()}
 
-    supervisor.catch_signals()
     control = Control({"Reload": reload})
     await control.open(runtime / "control")
     asyncio.get_running_loop().set_exception_handler(supervisor.fail)
@@ -115,6 +114,7 @@ async def _run(supervisor: Supervisor, helpers: Helpers, runtime: Path) -> int:
     try:
         async with asyncio.TaskGroup() as tasks:
             supervisor.reload_on_sighup(tasks, reloader.reload)
+            supervisor.catch_signals()  # the last thing: what was blocked until now comes in
             code = await supervisor.run()
     except BaseException:
         supervisor.abandon()

@@ -102,6 +102,11 @@ def catches(pid: int, number: int) -> bool:
     return bool(int(status_of(pid)["SigCgt"], 16) >> (number - 1) & 1)
 
 
+def blocks(pid: int, number: int) -> bool:
+    """Say whether *pid* blocks signal *number*."""
+    return bool(int(status_of(pid)["SigBlk"], 16) >> (number - 1) & 1)
+
+
 def descriptors_of(pid: int) -> dict[int, str]:
     """Return what the open descriptors of *pid* refer to."""
     found = {}
