@@ -32,6 +32,18 @@ WORKERS = Path(__file__).parent.parent / "workers"
 PATIENCE = 15.0
 """Seconds until a test gives up; a busy machine needs some."""
 RUDE = [sys.executable, "-I", "-S", str(WORKERS / "rude.py")]
+NOTIFY = """
+[worker]
+ready = "notify"
+stop-timeout = "5s"
+[memory]
+limit = "none"
+[restart]
+delay = 0
+jitter = 0
+start-limit-burst = 0
+"""
+"""A worker that says when it is ready, and comes back at once, for ever."""
 MARK = "HARNESS_INSTANCE"
 """A variable by which every process of an instance is found, whoever its parent has become."""
 
