@@ -28,6 +28,9 @@ from nannyd.core import wire
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from nannyd.core.exits import WaitStatus
+    from nannyd.supervisor.spawn import Child
+
 WORKERS = Path(__file__).parent.parent / "workers"
 PATIENCE = 15.0
 """Seconds until a test gives up; a busy machine needs some."""
@@ -159,6 +162,17 @@ def await_end(pid: int, within: float = PATIENCE) -> None:
         assert select.select([pidfd], [], [], within)[0], f"process {pid} still lives after {within} s"
     finally:
         os.close(pidfd)
+
+
+def end_of(child: Child) -> WaitStatus:
+    """Wait for the end of *child* by its pidfd, and give that back."""
+    assert select.select([child.pidfd], [], [], PATIENCE)[0], f"process {child.pid} still lives"
+    status = child.reap()
+    assert status is not None
+    assert child.reap() == status
+    child.signal(signal.SIGTERM)  # nobody there: no error
+    child.close()
+    return status
 
 
 def eventually(true: Callable[[], object], what: str, within: float = PATIENCE) -> None:
