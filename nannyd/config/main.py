@@ -24,6 +24,7 @@ from nannyd.core.units import name_problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from types import FrameType
 
     from nannyd.config.compile import Compiled
     from nannyd.config.options import CommandLine
@@ -47,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line *argv* (None: the process's own) and return the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["run"]:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _leave)
     try:
         status = _dispatch(arguments)
         sys.stdout.flush()
@@ -56,12 +58,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.CLEAN
     except KeyboardInterrupt:
-        # Nothing was started yet: for `run` that is a clean end, as a moment later.
-        return ExitCode.CLEAN if arguments[:1] == ["run"] else 130
+        return 128 + signal.SIGINT
     except Exception:  # noqa: BLE001 - a bug must not look like a worker that failed (1)
         complain(["bug in nannyd, please report it:", *traceback.format_exc().splitlines()])
         return ExitCode.INTERNAL_ERROR
     return status
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """End: nothing was started yet, so for `run` that is a clean end, as a moment later.
+
+    At once: where KeyboardInterrupt passes through exec() of a string (dataclasses, pydantic), the
+    interpreter ends by SIGINT, whoever caught it (CPython 3.11, run_eval_code_obj and exit_sigint).
+    """
+    os._exit(ExitCode.CLEAN)
 
 
 def _dispatch(arguments: list[str]) -> int:

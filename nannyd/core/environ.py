@@ -51,12 +51,13 @@ EXPORTED = frozenset({"NANNYD_INSTANCE", "NANNYD_LOCAL_DIRECTORY"})
 """Variables with the prefix of settings that are none, for a nannyd that is started by a worker."""
 
 _SECRET = re.compile(
-    r"PASSW(OR)?D|PASSPHRASE|PASS(?![A-Z])|SECRET|TOKEN|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY"
-    r"|(^|_)(KEY|AUTH|PAT)$|_PWD$",
+    r"PASSW(OR)?D|PASSPHRASE|PASS(?![A-Z])|SECRET|TOKEN(?!IZER)|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY"
+    r"|CONN(ECTION)?_?STR(ING)?(?![A-Z])|AUTHORIZATION|WEBHOOK"
+    r"|(^|_)(KEY|AUTH|AUTH_CONFIG|BEARER|COOKIE|CREDS?|DSN|JWT|PAT)$|_PWD$",
     re.IGNORECASE,
 )
-_NOT_SECRET = re.compile(r".*_SOCK|CREDENTIALS_DIRECTORY", re.IGNORECASE)
-"""Paths that only sound like secrets."""
+_NOT_SECRET = re.compile(r".*(_SOCK|_FILE|_DIR|_DIRECTORY|ASKPASS)", re.IGNORECASE)
+"""Paths: they only sound like secrets."""
 _ASSIGNMENT = re.compile(r"(-{0,2}([\w.-]+)=).+", re.DOTALL)
 _OPTION = re.compile(r"--?([A-Za-z][\w.-]*)")
 _URL_PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):[^/@\s]+(?=@)")

@@ -110,29 +110,56 @@ POLL_FASTEST = 0.1
 POLL_SLOWEST = 2.0
 POLL_HASTE = 0.01
 """Seconds from one look to the next where a threshold is about to be passed."""
+POLL_CREDIT = 0.3
+"""Seconds that early looks may come early by, all in all, until that is paid for."""
+POLL_INSTALMENT = 0.05
 POLL_RATE = 2 << 30
 """Bytes a second that a worker is expected to allocate at most; further away, it is looked at less often."""
 
 
+def next_threshold(thresholds: Thresholds, *, warned: bool) -> int | None:
+    """Return the lowest threshold that poll mode has still to report; None: there is none."""
+    ahead = [thresholds.terminate, thresholds.max, None if warned else thresholds.warn]
+    return min((threshold for threshold in ahead if threshold is not None), default=None)
+
+
 def poll_interval(
-    working_set: int, thresholds: Thresholds, *, warned: bool, growth: float = 0.0, doubt: float = 0.0
+    working_set: int, thresholds: Thresholds, *, warned: bool, growth: float = 0.0
 ) -> float | None:
     """Return the seconds until the next look in poll mode; None: nothing to look for.
 
     *growth*, in bytes a second, is what was seen since the last look.  Who would pass a threshold before
-    the next regular look is looked at when it gets there.  *doubt* is the pause after a look that was dear
-    and found nothing.
+    the next regular look is looked at when it gets there.
     """
-    ahead = [t for t in (thresholds.terminate, thresholds.max) if t is not None]
-    if thresholds.warn is not None and not warned:
-        ahead.append(thresholds.warn)
-    if not ahead:
+    threshold = next_threshold(thresholds, warned=warned)
+    if threshold is None:
         return None if thresholds.warn is None else POLL_SLOWEST
-    distance = max(0, min(ahead) - working_set)
-    interval = max(doubt, min(POLL_SLOWEST, max(POLL_FASTEST, distance / POLL_RATE)))
+    distance = max(0, threshold - working_set)
+    interval = min(POLL_SLOWEST, max(POLL_FASTEST, distance / POLL_RATE))
     if growth * interval > distance > 0:
         return max(POLL_HASTE, distance / growth)
     return interval
+
+
+def afford(interval: float, owed: float) -> tuple[float, float]:
+    """Return the pause before a look that is wanted after *interval*, and what is owed then.
+
+    Some may come early (for the warning, for the end, and when it was not yet quite so far) and are paid for
+    in instalments: ten a second on the whole, however a worker swings.
+    """
+    pause = interval
+    if interval >= POLL_FASTEST or owed + POLL_FASTEST - interval > POLL_CREDIT:
+        pause = max(interval, POLL_FASTEST + min(owed, POLL_INSTALMENT))
+    return pause, max(0.0, owed + POLL_FASTEST - pause)
+
+
+def next_doubt(doubt: float, surprise: int, distance: int) -> float:
+    """Return how long a sum that was refuted is not asked about again.
+
+    Ever longer while the answer is what was expected; a *surprise* (bytes above that) of more than an
+    eighth of the *distance* to the threshold begins anew.
+    """
+    return POLL_FASTEST if 8 * surprise > distance else next_pause(max(doubt, POLL_FASTEST))
 
 
 @dataclass(frozen=True, slots=True)

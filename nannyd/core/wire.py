@@ -49,15 +49,26 @@ def parse_error(value: str) -> str:
     return text if isinstance(text, str) else value
 
 
-_SUMMARY = re.compile(r"[\s|+-]*(\w[\w.]*(?:Error|Exception|Group|Interrupt|Exit|Warning)\b.*)")
+_HEAD = re.compile(r"[\s|+]*(?:Exception Group )?Traceback \(most recent call last\):|[\s+-]+ \d+ -+")
+"""What begins a traceback, or (`+---- 1 ----`) one of a group's."""
+_NAMED = re.compile(r"(?:\s+\| )?([^\W\d][\w.]*(?:: .*)?)")
+"""The line that names the error: at the margin, which is within a group's frame there."""
 
 
 def summarize_error(text: str, longest: int) -> str:
-    """Return the one line of a traceback that names the error, fit for a line of a log."""
+    """Return the one line of a traceback that names the error, fit for a line of a log.
+
+    That is the last error of a chain, and of a group the last in it.  Of another text it is the first line
+    that looks like `Name: what`, else the last one.
+    """
     lines = text.strip().split("\n")
-    named = [match[1] for match in map(_SUMMARY.fullmatch, lines) if match is not None]
-    line = (named or lines)[-1].strip()
-    printable = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    summary, is_awaited = lines[-1], True
+    for line in lines:
+        if _HEAD.fullmatch(line):
+            is_awaited = True
+        elif is_awaited and (match := _NAMED.fullmatch(line)):
+            summary, is_awaited = match[1], False
+    printable = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in summary.strip())
     return "".join(printable)[:longest]
 
 

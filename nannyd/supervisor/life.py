@@ -107,9 +107,10 @@ class Life:
             self._begin_watch(report)  # before there is anything to miss
             self._spawn()
         except (SpawnError, OSError) as error:
-            group, self._status = self.group, None
-            if group is not None:
-                group.kill()
+            if self._child is not None:
+                self._child.end()  # what failed came after the spawn, and nobody will be told of its end
+            if self.group is not None:
+                self.group.kill()
             self.close()
             if isinstance(error, SpawnError):
                 raise

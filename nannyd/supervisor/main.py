@@ -108,15 +108,15 @@ async def _serve(handover: Handover, runtime: Path, log_format: LogFormat, ring:
 async def _run(
     supervisor: Supervisor, reloader: Reloader, helpers: Helpers, runtime: Path, ring: Ring
 ) -> int:
-    supervisor.catch_signals()
     asyncio.get_running_loop().set_exception_handler(supervisor.fail)
     try:
         async with asyncio.TaskGroup() as tasks:
             control = Control(supervisor, reloader, ring, asyncio.get_running_loop(), tasks)
             control.open(control_socket(runtime))
+            _settle()
             try:
                 supervisor.reload_on_sighup(tasks, reloader.reload)
-                _settle()
+                supervisor.catch_signals()  # the last thing: what was blocked until now comes in
                 code = await supervisor.run()
             finally:
                 control.close()

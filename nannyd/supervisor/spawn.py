@@ -112,6 +112,11 @@ class Child:
                 self._status = wait_status(ended.si_code, ended.si_status)
         return self._status
 
+    def end(self) -> None:
+        """Kill and reap it, where nothing else has begun to watch it; SIGKILL does not take long."""
+        self.signal(signal.SIGKILL)
+        os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
+
     def close(self) -> None:
         """Give back the pidfd."""
         os.close(self.pidfd)
@@ -195,8 +200,7 @@ def _await(child: Child, report: int, program: Program, path: str, leaf: Leaf | 
     said = os.read(report, 100).decode() if poll.poll(HELPER_TIMEOUT * 1000) else f"enter {errno.ETIMEDOUT}"
     if not said:
         return
-    child.signal(signal.SIGKILL)
-    os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED)
+    child.end()
     child.close()
     step, number = said.split()
     if step == "exec":

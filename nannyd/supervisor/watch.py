@@ -6,15 +6,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from nannyd.core.memory import (
-    POLL_FASTEST,
     POLL_HASTE,
     Reading,
     Thresholds,
     Verdict,
+    afford,
+    next_doubt,
     next_pause,
+    next_threshold,
     poll_interval,
     relaxed,
     verdict,
@@ -23,7 +26,7 @@ from nannyd.core.memory import (
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from nannyd.supervisor.cgroup import Leaf
     from nannyd.supervisor.group import Group
@@ -141,7 +144,8 @@ class Tripwire:
 class Poller:
     """poll mode: look at the process tree, seldom while there is far to go, ten times a second near.
 
-    One that is about to pass a threshold is looked at just then.
+    One that is about to pass a threshold is looked at just then.  Pages that forked workers share are in the
+    cheap sum once for each, so a sum that calls for action is doubted (`_doubted`).
     """
 
     def __init__(
@@ -158,8 +162,12 @@ class Poller:
         self._warned = False
         self._decided = False
         self._timer: asyncio.TimerHandle | None = None
-        self._doubt = 0.0
         self._owed = 0.0
+        self._doubt = 0.0
+        self._ask_at = 0.0
+        self._sharers = frozenset[int]()
+        self._excess = 0
+        """What the sum counts too much for these."""
         self._seen, self._seen_at = 0, loop.time()
         self._schedule(0)
 
@@ -171,34 +179,50 @@ class Poller:
         now = self._loop.time()
         growth = (working_set - self._seen) / max(now - self._seen_at, POLL_HASTE)
         self._seen, self._seen_at = working_set, now
-        interval = poll_interval(
-            working_set, self._thresholds, warned=self._warned, growth=growth, doubt=self._doubt
-        )
+        interval = poll_interval(working_set, self._thresholds, warned=self._warned, growth=growth)
         if interval is not None:
-            self._timer = self._loop.call_later(self._afford(interval), self._look)
+            pause, self._owed = afford(interval, self._owed)
+            self._timer = self._loop.call_later(pause, self._look)
 
-    def _afford(self, interval: float) -> float:
-        """Let an early look be paid for by the next: ten a second, however a worker swings."""
-        if interval < POLL_FASTEST and self._owed == 0:
-            self._owed = POLL_FASTEST - interval
-            return interval
-        owed, self._owed = self._owed, 0.0
-        return max(interval, POLL_FASTEST) + owed
+    def _judge(self, working_set: int) -> tuple[Verdict, bool]:
+        """Return the verdict, and whether the wall was met."""
+        wall = self._thresholds.max
+        said = verdict(working_set, self._thresholds, warned=self._warned)
+        return said, wall is not None and working_set >= wall
+
+    def _is_fine(self, reading: Reading) -> bool:
+        return self._judge(reading.working_set) == (Verdict.FINE, False)
+
+    def _doubted(self, pids: Sequence[int], reading: Reading) -> Reading:
+        """Return *reading* with shared pages counted once.
+
+        Who is asked walks the page tables: less often, while the answer keeps being no.  Meanwhile the same
+        processes share what they shared, and what their sum grows by is theirs alone.
+        """
+        now = self._loop.time()
+        same = self._sharers == frozenset(pids)
+        working_set = reading.working_set - self._excess if same else self._seen
+        likely = replace(reading, working_set=working_set)
+        if now < self._ask_at and (self._is_fine(likely) or not same):
+            return likely
+        confirmed = self._sampler.confirmed(pids, reading)
+        self._sharers = frozenset(pids)
+        self._excess = reading.working_set - confirmed.working_set
+        threshold = next_threshold(self._thresholds, warned=self._warned)
+        if threshold is not None and self._is_fine(confirmed):
+            surprise = confirmed.working_set - likely.working_set
+            self._doubt = next_doubt(self._doubt, surprise, threshold - confirmed.working_set)
+        else:
+            self._doubt = 0.0
+        self._ask_at = now + self._doubt
+        return confirmed
 
     def _look(self) -> None:
         pids = self._group.pids()
         reading = self._sampler.reading(pids)
-        said = verdict(reading.working_set, self._thresholds, warned=self._warned)
-        wall = self._thresholds.max is not None and reading.working_set >= self._thresholds.max
-        if said is not Verdict.FINE or wall:
-            # Pages that forked workers share were counted once for each: ask for the proportional share.
-            confirmed = self._sampler.confirmed(pids, reading)
-            said = verdict(confirmed.working_set, self._thresholds, warned=self._warned)
-            wall = self._thresholds.max is not None and confirmed.working_set >= self._thresholds.max
-            # Confirming walks the page tables; while it keeps saying no, it is asked less often.
-            found = said is not Verdict.FINE or wall
-            self._doubt = 0.0 if found else next_pause(max(self._doubt, POLL_FASTEST))
-            reading = confirmed
+        if not self._is_fine(reading):
+            reading = self._doubted(pids, reading)
+        said, wall = self._judge(reading.working_set)
         if wall or (said is not Verdict.FINE and not (self._decided and said is Verdict.TERMINATE)):
             self._decided = self._decided or wall or said is Verdict.TERMINATE
             self._warned = True
@@ -215,6 +239,7 @@ class Poller:
         self.close()
         self._thresholds = thresholds
         self._warned = False
+        self._ask_at = 0.0
         self._look()
 
     def lift(self) -> None:

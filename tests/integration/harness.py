@@ -28,10 +28,25 @@ from nannyd.core import wire
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from nannyd.core.exits import WaitStatus
+    from nannyd.supervisor.spawn import Child
+
 WORKERS = Path(__file__).parent.parent / "workers"
 PATIENCE = 15.0
 """Seconds until a test gives up; a busy machine needs some."""
 RUDE = [sys.executable, "-I", "-S", str(WORKERS / "rude.py")]
+NOTIFY = """
+[worker]
+ready = "notify"
+stop-timeout = "5s"
+[memory]
+limit = "none"
+[restart]
+delay = 0
+jitter = 0
+start-limit-burst = 0
+"""
+"""A worker that says when it is ready, and comes back at once, for ever."""
 MARK = "HARNESS_INSTANCE"
 """A variable by which every process of an instance is found, whoever its parent has become."""
 
@@ -102,6 +117,11 @@ def catches(pid: int, number: int) -> bool:
     return bool(int(status_of(pid)["SigCgt"], 16) >> (number - 1) & 1)
 
 
+def blocks(pid: int, number: int) -> bool:
+    """Say whether *pid* blocks signal *number*."""
+    return bool(int(status_of(pid)["SigBlk"], 16) >> (number - 1) & 1)
+
+
 def descriptors_of(pid: int) -> dict[int, str]:
     """Return what the open descriptors of *pid* refer to."""
     found = {}
@@ -142,6 +162,17 @@ def await_end(pid: int, within: float = PATIENCE) -> None:
         assert select.select([pidfd], [], [], within)[0], f"process {pid} still lives after {within} s"
     finally:
         os.close(pidfd)
+
+
+def end_of(child: Child) -> WaitStatus:
+    """Wait for the end of *child* by its pidfd, and give that back."""
+    assert select.select([child.pidfd], [], [], PATIENCE)[0], f"process {child.pid} still lives"
+    status = child.reap()
+    assert status is not None
+    assert child.reap() == status
+    child.signal(signal.SIGTERM)  # nobody there: no error
+    child.close()
+    return status
 
 
 def eventually(true: Callable[[], object], what: str, within: float = PATIENCE) -> None:

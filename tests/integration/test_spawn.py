@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import resource
-import select
 import signal
 import stat
 import subprocess
@@ -16,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import end_of
 
 from nannyd.core.exits import WaitStatus
 from nannyd.supervisor import spawn as spawning
-from nannyd.supervisor.spawn import Child, Program, SpawnError, spawn, spawn_by_helper, spawn_directly
+from nannyd.supervisor.spawn import Program, SpawnError, spawn, spawn_by_helper, spawn_directly
 
 WAYS = [pytest.param(None, id="directly"), pytest.param(7, id="by-helper")]
 """nice: a value of its own takes the helper."""
@@ -71,19 +71,6 @@ def program(*argv: str, **changes: Any) -> Program:
     return replace(default, **changes)
 
 
-def end(child: Child) -> WaitStatus:
-    """Wait for the end of *child* by its pidfd."""
-    poll = select.poll()
-    poll.register(child.pidfd, select.POLLIN)
-    assert poll.poll(20_000)
-    status = child.reap()
-    assert status is not None
-    assert child.reap() == status
-    child.signal(signal.SIGTERM)  # nobody there: no error
-    child.close()
-    return status
-
-
 def run(*argv: str, **changes: Any) -> str:
     """Return what a program writes that ends well."""
     reader, writer = os.pipe()
@@ -92,7 +79,7 @@ def run(*argv: str, **changes: Any) -> str:
     os.close(writer)
     with os.fdopen(reader, errors="surrogateescape") as file:
         text = file.read()
-    assert end(child) == WaitStatus(code=0)
+    assert end_of(child) == WaitStatus(code=0)
     return text
 
 
@@ -199,7 +186,7 @@ def test_arguments_arrive_as_they_are(nice: int | None) -> None:
     ],
 )
 def test_the_end_is_told_as_it_was(nice: int | None, script: str, status: WaitStatus) -> None:
-    assert end(spawn(program("sh", "-c", script, nice=nice), None)) == status
+    assert end_of(spawn(program("sh", "-c", script, nice=nice), None)) == status
 
 
 @pytest.mark.parametrize("nice", WAYS)
@@ -207,7 +194,7 @@ def test_a_signal_reaches_the_worker_which_runs_until_then(nice: int | None) -> 
     child = spawn(program("sleep", "60", nice=nice), None)
     assert child.reap() is None
     child.signal(signal.SIGTERM)
-    assert end(child) == WaitStatus(signal=signal.SIGTERM)
+    assert end_of(child) == WaitStatus(signal=signal.SIGTERM)
 
 
 def _script(path: Path, text: str) -> str:
@@ -284,9 +271,9 @@ def test_the_program_is_found_in_the_workers_path_and_directory(nice: int | None
         {"environ": {"PATH": f"/nix:{tmp_path}/bin"}},
         {"environ": {"PATH": "bin"}, "working_directory": str(tmp_path)},
     ):
-        assert end(spawn(program("mine", nice=nice, **changes), None)) == WaitStatus(code=5)
+        assert end_of(spawn(program("mine", nice=nice, **changes), None)) == WaitStatus(code=5)
     beside = program("bin/mine", nice=nice, working_directory=str(tmp_path))
-    assert end(spawn(beside, None)) == WaitStatus(code=5)
+    assert end_of(spawn(beside, None)) == WaitStatus(code=5)
 
 
 class FakeLeaf:
@@ -307,7 +294,7 @@ def leaf(tmp_path: Path) -> Iterator[FakeLeaf]:
 def test_the_helper_enters_the_leaf(leaf: FakeLeaf, tmp_path: Path) -> None:
     (tmp_path / "cgroup.procs").touch()
     child = spawn_by_helper(program("true"), "/bin/true", leaf)
-    assert end(child) == WaitStatus(code=0)
+    assert end_of(child) == WaitStatus(code=0)
     assert (tmp_path / "cgroup.procs").read_text() == "0"
 
 
@@ -356,7 +343,7 @@ def test_with_too_few_free_descriptors_the_spawn_fails_and_nothing_stays(nice: i
 def test_two_hundred_spawns_leak_nothing(way: Any) -> None:
     before = descriptors()
     for _ in range(200):
-        assert end(way(program("true"), "/bin/true", None)) == WaitStatus(code=0)
+        assert end_of(way(program("true"), "/bin/true", None)) == WaitStatus(code=0)
     assert descriptors() == before
 
 
@@ -365,7 +352,7 @@ def test_files_are_made_with_the_workers_umask_and_ours_is_unchanged(tmp_path: P
     os.umask(own)
     for nice in (None, 5):
         target = tmp_path / f"made-{nice}"
-        end(spawn(program("touch", str(target), umask=0o077, nice=nice), None))
+        end_of(spawn(program("touch", str(target), umask=0o077, nice=nice), None))
         assert stat.S_IMODE(target.stat().st_mode) == 0o600
     assert os.umask(own) == own
 
@@ -373,5 +360,5 @@ def test_files_are_made_with_the_workers_umask_and_ours_is_unchanged(tmp_path: P
 def test_spawning_is_fast() -> None:
     began = time.monotonic()
     for _ in range(20):
-        end(spawn_directly(program("true"), "/bin/true", None))
+        end_of(spawn_directly(program("true"), "/bin/true", None))
     assert (time.monotonic() - began) / 20 < 0.1  # 0.6 ms on a quiet machine

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from harness import (
+    NOTIFY,
     RUDE,
     Host,
     Nannyd,
@@ -33,16 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-NOTIFY = """
-[worker]
-ready = "notify"
-stop-timeout = "5s"
-[memory]
-limit = "none"
-[restart]
-delay = 0
-jitter = 0
-"""
 ONCE = "--restart.mode=no"
 
 

@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from harness import PATIENCE, Host, catches, eventually, lives, read_lines, status_of
+from harness import PATIENCE, Host, catches, eventually, lives, read_lines, send_signal, status_of
 
 POLL = """
 [worker]
@@ -133,6 +133,28 @@ def test_pages_that_forked_children_share_count_once(nannyd: Host) -> None:
     time.sleep(1)
     assert not {"memory-warning", "memory-terminate"} & set(run.events())
     assert lives(pid)
+    assert run.stop() == 0
+
+
+def test_a_worker_that_shares_pages_and_grows_is_asked_to_end_before_the_wall(nannyd: Host) -> None:
+    """Its sum was above the wall all the time, and refuted; then it grows faster than it is asked about."""
+    handled, pids = nannyd.home.base / "handled", nannyd.home.base / "pids"
+    vices = f"--share 30M --children 4 --print-pids {pids} --at-usr1 --leak 80M --sigterm-handler {handled}"
+    options = ["--memory.warn=0.6", "--memory.terminate=0.75"]
+    run = nannyd.rude(*options, vices=vices, config=POLL)
+    pid = run.ready()
+    eventually(lambda: len(read_lines(pids)) == 5, "all are forked")
+    time.sleep(1.5)  # four refusals: by now it is asked about once a second
+    assert not {"memory-warning", "memory-terminate"} & set(run.events())
+    send_signal(pid, signal.SIGUSR1)
+    warning = run.wait_for("memory-warning", worker_pid=pid)
+    assert 60 * MIB <= warning["memory_working_set"] < 75 * MIB
+    verdict = run.wait_for("memory-terminate", worker_pid=pid)
+    assert 75 * MIB <= verdict["memory_working_set"] < 95 * MIB
+    failed = run.wait_for("worker-failed", worker_pid=pid)
+    assert (failed["result"], failed["who"], failed["exit_status"]) == ("memory", "nannyd", 0)
+    assert read_lines(handled)[0].startswith("SIGTERM")
+    run.ready()
     assert run.stop() == 0
 
 

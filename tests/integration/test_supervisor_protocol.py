@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from harness import (
+    NOTIFY,
     Host,
     children_of,
     descriptors_of,
@@ -27,18 +28,6 @@ from harness import (
 
 if TYPE_CHECKING:
     from harness import Nannyd
-
-NOTIFY = """
-[worker]
-ready = "notify"
-stop-timeout = "5s"
-[memory]
-limit = "none"
-[restart]
-delay = 0
-jitter = 0
-start-limit-burst = 0
-"""
 
 TALKER = """
 import os, signal, socket, sys, time
@@ -157,6 +146,45 @@ say('READY=1'); stay()
     run.systemd.wait_for("STOPPING", "1", after=said)
     asked = [int(value) for value in run.systemd.all("EXTEND_TIMEOUT_USEC")]
     assert max(asked) >= 90_000_000
+
+
+def test_a_worker_that_goes_on_extending_its_stop_has_its_time(nannyd: Host) -> None:
+    program = """
+def leave():
+    for _ in range(5):
+        say('EXTEND_TIMEOUT_USEC=2000000'); time.sleep(0.6)
+    os._exit(0)
+on_sigterm(then=leave)
+say('READY=1'); stay()
+"""
+    run = talker(nannyd, program, "--worker.stop-timeout=2s", systemd=True)
+    run.ready()
+    run.systemd.wait_for("READY")
+    said, began = len(run.systemd.messages), time.monotonic()
+    assert run.stop() == 0
+    assert time.monotonic() - began >= 3  # past the stop timeout, and past the first extension
+    assert run.wait_for("worker-ended")["result"] == "success"
+    assert "killing-worker" not in run.events()
+    asked = [m.fields for m in run.systemd.messages[said:] if "EXTEND_TIMEOUT_USEC" in m.fields]
+    assert len(asked) >= 5  # systemd must not end the unit meanwhile
+
+
+def test_a_worker_that_ceases_to_extend_its_stop_is_killed(nannyd: Host) -> None:
+    program = """
+def leave():
+    say('EXTEND_TIMEOUT_USEC=700000'); time.sleep(0.3)
+    say('EXTEND_TIMEOUT_USEC=700000'); time.sleep(60)
+on_sigterm(then=leave)
+say('READY=1'); stay()
+"""
+    run = talker(nannyd, program, "--worker.stop-timeout=500ms")
+    pid = run.ready()
+    began = time.monotonic()
+    assert run.stop() == 0
+    assert time.monotonic() - began >= 1
+    run.wait_for("killing-worker", worker_pid=pid)
+    failed = run.wait_for("worker-failed", worker_pid=pid)
+    assert (failed["result"], failed["who"], failed["exit_signal"]) == ("timeout", "nannyd", signal.SIGKILL)
 
 
 def test_systemd_is_asked_for_the_workers_stop_timeout(nannyd: Host) -> None:

@@ -1,13 +1,13 @@
 """Real process trees: whatever the worker forks is found, counted and killed."""
 
 import os
-import select
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from harness import end_of, eventually
 
 from nannyd.core.exits import WaitStatus
 from nannyd.supervisor import tree as trees
@@ -43,27 +43,10 @@ def rude(pids: Path, *vices: str) -> Child:
     return start(sys.executable, "-I", "-S", RUDE, "--print-pids", str(pids), *vices)
 
 
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 def printed(pids: Path, count: int) -> list[int]:
     """Return the pids that *count* processes of a rude worker have written."""
-    until(lambda: pids.exists() and len(pids.read_text().split()) >= count)
+    eventually(lambda: pids.exists() and len(pids.read_text().split()) >= count, "all have printed")
     return sorted(map(int, pids.read_text().split()))
-
-
-def end(child: Child) -> WaitStatus:
-    poll = select.poll()
-    poll.register(child.pidfd, select.POLLIN)
-    assert poll.poll(20_000)
-    status = child.reap()
-    assert status is not None
-    child.close()
-    return status
 
 
 @pytest.mark.parametrize(
@@ -80,13 +63,13 @@ def test_nobody_escapes(tree: Tree, tmp_path: Path, vices: list[str], count: int
     child = rude(tmp_path / "pids", *vices)
     everyone = printed(tmp_path / "pids", count)
     assert everyone[0] == child.pid
-    until(lambda: sorted(tree.pids()) == everyone)
+    eventually(lambda: sorted(tree.pids()) == everyone, "everyone is known")
     assert all(tree.contains(pid) for pid in everyone)
     assert not tree.is_empty()
     tree.kill()
-    assert end(child) == WaitStatus(signal=9)
-    until(lambda: reap_orphans({child.pid}) or tree.is_empty())
-    until(tree.is_empty)
+    assert end_of(child) == WaitStatus(signal=9)
+    eventually(lambda: reap_orphans({child.pid}) or tree.is_empty(), "the tree is empty")
+    eventually(tree.is_empty, "the tree is empty")
     assert tree.evidence(WaitStatus(signal=9)).counted is False
 
 
@@ -95,7 +78,7 @@ def test_orphans_of_an_exited_worker_keep_the_tree_alive_and_their_end_is_told(
 ) -> None:
     child = rude(tmp_path / "pids", "--fork-and-leave", "2", "--setsid", "--exit-status", "0")
     orphans = [pid for pid in printed(tmp_path / "pids", 3) if pid != child.pid]
-    assert end(child) == WaitStatus(code=0)
+    assert end_of(child) == WaitStatus(code=0)
     assert sorted(tree.pids()) == orphans
     told: list[bool] = []
     tree.watch_empty(lambda: told.append(tree.is_empty()))
@@ -107,16 +90,16 @@ def test_orphans_of_an_exited_worker_keep_the_tree_alive_and_their_end_is_told(
             tree.child_reaped()
         return told[-1:] == [True]
 
-    until(reaped)
+    eventually(reaped, "it is reaped")
 
 
 def test_a_signal_reaches_every_process(tree: Tree, tmp_path: Path) -> None:
     child = rude(tmp_path / "pids", "--fork-tree", "4")
     printed(tmp_path / "pids", 5)
     tree.signal(15)
-    assert end(child) == WaitStatus(signal=15)
-    until(lambda: reap_orphans(()) or tree.is_empty())
-    until(tree.is_empty)
+    assert end_of(child) == WaitStatus(signal=15)
+    eventually(lambda: reap_orphans(()) or tree.is_empty(), "the tree is empty")
+    eventually(tree.is_empty, "the tree is empty")
 
 
 def test_a_fork_bomb_is_killed(tree: Tree) -> None:
@@ -126,7 +109,7 @@ def test_a_fork_bomb_is_killed(tree: Tree) -> None:
     )
     bombs = [start(sys.executable, "-I", "-S", "-c", code) for _ in range(3)]
     known = {bomb.pid for bomb in bombs}
-    until(lambda: bool(set(tree.pids()) - known))
+    eventually(lambda: bool(set(tree.pids()) - known), "somebody new is found")
 
     def killed() -> bool:
         tree.kill()
@@ -134,30 +117,34 @@ def test_a_fork_bomb_is_killed(tree: Tree) -> None:
         return tree.is_empty()
 
     began = time.monotonic()
-    until(killed)
+    eventually(killed, "it is killed")
     assert time.monotonic() - began < 5
     for bomb in bombs:
-        end(bomb)
+        end_of(bomb)
 
 
 def test_zombies_do_not_count_and_the_known_one_is_not_stolen(tree: Tree, tmp_path: Path) -> None:
     main = start("true")
-    until(lambda: Path(f"/proc/{main.pid}/stat").read_text().split()[2] == "Z")
+    eventually(
+        lambda: Path(f"/proc/{main.pid}/stat").read_text().split()[2] == "Z", "the main thread is gone"
+    )
     other = rude(tmp_path / "pids", "--double-fork", "--exit-status", "0")
     (orphan,) = (pid for pid in printed(tmp_path / "pids", 2) if pid != other.pid)
-    end(other)
+    end_of(other)
     tree.kill()
-    until(tree.is_empty)
+    eventually(tree.is_empty, "the tree is empty")
     assert not Path(f"/proc/{orphan}/cmdline").read_bytes()
     assert reap_orphans({main.pid})
     assert not Path(f"/proc/{orphan}").exists()
     assert not reap_orphans({main.pid})
-    assert end(main) == WaitStatus(code=0)
+    assert end_of(main) == WaitStatus(code=0)
 
 
 def test_helpers_and_what_they_start_are_no_members(tmp_path: Path) -> None:
     helper = start("sh", "-c", f"sleep 60 & echo $! > {tmp_path}/pid; wait")
-    until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    eventually(
+        lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), "it has printed its pid"
+    )
     below = int((tmp_path / "pid").read_text())
     others = set(children(os.getpid()))
     tree = Tree(lambda: others)
@@ -171,15 +158,15 @@ def test_helpers_and_what_they_start_are_no_members(tmp_path: Path) -> None:
     finally:
         everyone = Tree(lambda: others - {helper.pid})
         everyone.kill()
-        end(helper)
-        until(lambda: reap_orphans(others) or everyone.is_empty())
+        end_of(helper)
+        eventually(lambda: reap_orphans(others) or everyone.is_empty(), "the tree is empty")
         reap_orphans(others)
         become_subreaper(now=False)
 
 
 def test_strangers_are_no_members_and_of_the_gone_nobody_can_say(tree: Tree) -> None:
     child = start("true")
-    end(child)
+    end_of(child)
     assert tree.contains(child.pid) is None
     assert tree.contains(1) is False
     assert tree.contains(os.getppid()) is False
@@ -194,17 +181,17 @@ def test_without_the_kernels_lists_of_children_psutil_finds_them(
     assert sorted(tree.pids()) == everyone
     assert not tree.is_empty()
     tree.kill()
-    end(child)
-    until(lambda: reap_orphans(()) or tree.is_empty())
-    until(tree.is_empty)
+    end_of(child)
+    eventually(lambda: reap_orphans(()) or tree.is_empty(), "the tree is empty")
+    eventually(tree.is_empty, "the tree is empty")
 
 
 def test_memory_of_the_tree_is_summed_and_shared_pages_are_confirmed_once(tree: Tree, tmp_path: Path) -> None:
     child = rude(tmp_path / "pids", "--share", "64M", "--children", "3")
     everyone = printed(tmp_path / "pids", 4)
-    until(lambda: sorted(tree.pids()) == everyone)
+    eventually(lambda: sorted(tree.pids()) == everyone, "everyone is known")
     sampler = Sampler()
-    until(lambda: sampler.reading(everyone).working_set > 4 * 64 * MIB)
+    eventually(lambda: sampler.reading(everyone).working_set > 4 * 64 * MIB, "all have eaten")
     reading = sampler.reading(everyone)
     confirmed = sampler.confirmed(everyone, reading)
     assert 64 * MIB <= confirmed.working_set < 128 * MIB
@@ -215,6 +202,6 @@ def test_memory_of_the_tree_is_summed_and_shared_pages_are_confirmed_once(tree: 
     assert {usage.pid for usage in largest} <= set(everyone)
     assert all(usage.comm.startswith("python") and usage.size > 64 * MIB for usage in largest)
     tree.kill()
-    end(child)
+    end_of(child)
     assert sampler.reading([child.pid]).working_set == 0
     assert breakdown([child.pid], 1) == []

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import resource
 import select
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from harness import PATIENCE, eventually

@@ -142,7 +142,12 @@ def test_each_variable_carries_its_origin() -> None:
     [
         "PASSWORD", "DB_PASSWORD", "db-password", "PASSWORDS", "MYSQL_PWD", "PG_PASS", "SECRET",
         "API_KEY", "apikey", "GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "SSH_PRIVATE_KEY", "DASK_AUTH",
-        "KEY", "passphrase",
+        "KEY", "GH_PAT", "PAT", "GPG_PASSPHRASE", "PRIVATE_KEY", "privateKey", "AWS_ACCESS_KEY_ID",
+        "passphrase", "CREDENTIALS", "GOOGLE_APPLICATION_CREDENTIALS", "AWS_CREDS", "DB_CRED", "TLS_KEY",
+        "CONNECTION_STRING", "AZURE_STORAGE_CONNECTION_STRING", "connectionString", "DB_CONNSTR", "DSN",
+        "FERNET_KEY", "SENTRY_DSN", "POSTGRES_DSN", "JWT", "API_BEARER", "HTTP_AUTHORIZATION",
+        "SESSION_COOKIE", "DOCKER_AUTH_CONFIG", "SLACK_WEBHOOK_URL", "HF_TOKEN", "storage-account-key",
+        "dbPassword",
     ],
 )  # fmt: skip
 def test_a_secret_is_known_by_its_name(name: str) -> None:
@@ -152,17 +157,13 @@ def test_a_secret_is_known_by_its_name(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "PATH",
-        "PWD",
-        "OLDPWD",
-        "KEYBOARD",
-        "SSH_AUTH_SOCK",
-        "PASSENGER",
-        "CREDENTIALS_DIRECTORY",
-        "AUTHOR",
-        "HOME",
+        "PATH", "PWD", "OLDPWD", "KEYBOARD", "SSH_AUTH_SOCK", "PASSENGER", "CREDENTIALS_DIRECTORY",
+        "HOME", "PATTERN", "COMPAT", "XAUTHORITY", "MONKEY", "TOKENIZERS_PARALLELISM", "SSH_ASKPASS",
+        "POSTGRES_PASSWORD_FILE", "SSL_KEY_FILE", "SECRETS_DIR", "PASSTHROUGH", "CONNECTIONS", "AUTHOR",
+        "CONNECTION_STRATEGY", "COOKIECUTTER_CONFIG", "PYTHONHASHSEED", "MALLOC_TRIM_THRESHOLD_",
+        "DATABASE_URL",  # shown but for the password in it
     ],
-)
+)  # fmt: skip
 def test_an_innocent_name_is_no_secret(name: str) -> None:
     assert not looks_secret(name)
 
@@ -191,6 +192,10 @@ def test_secrets_in_a_command_line_are_masked(arguments: list[object], masked: l
         ("redis://:hush@host", "redis://:********@host"),
         ("http://host:80/a@b", "http://host:80/a@b"),
         ("me@host", "me@host"),
+        (
+            "postgresql+psycopg://app:p%40ss@db:5432/app?sslmode=on",
+            "postgresql+psycopg://app:********@db:5432/app?sslmode=on",
+        ),
         ("one http://a:b@c two http://d:e@f", "one http://a:********@c two http://d:********@f"),
     ],
 )

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from nannyd.core.memory import (
     FIRST_PAUSE,
     LAST_PAUSE,
+    POLL_CREDIT,
     POLL_FASTEST,
     POLL_HASTE,
     POLL_SLOWEST,
@@ -19,8 +20,11 @@ from nannyd.core.memory import (
     Reading,
     Thresholds,
     Verdict,
+    afford,
     auto_limit,
+    next_doubt,
     next_pause,
+    next_threshold,
     parse_flat_keyed,
     poll_interval,
     read_cgroup,
@@ -294,6 +298,102 @@ def test_it_is_never_looked_more_often_than_haste_allows(
     interval = poll_interval(working_set, LIMIT, warned=warned, growth=growth)
     assert interval is not None
     assert POLL_HASTE <= interval <= POLL_SLOWEST
+
+
+@given(st.integers(0, 1 << 40), st.integers(0, 1 << 40), st.booleans())
+def test_nearer_is_never_looked_at_later(one: int, other: int, warned: bool) -> None:  # noqa: FBT001
+    far = Thresholds(1 << 40, 800 << 30, 950 << 30, 1 << 40)
+    ahead = next_threshold(far, warned=warned)
+    assert ahead is not None
+    farther, nearer = (poll_interval(ahead - it, far, warned=warned) for it in sorted((one, other))[::-1])
+    assert farther is not None
+    assert nearer is not None
+    assert POLL_FASTEST <= nearer <= farther <= POLL_SLOWEST
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "fresh", "warned"),
+    [
+        (LIMIT, 80 * MIB, 95 * MIB),
+        (Thresholds(100 * MIB, None, 95 * MIB, 100 * MIB), 95 * MIB, 95 * MIB),
+        (Thresholds(100 * MIB, 80 * MIB, None, 100 * MIB), 80 * MIB, 100 * MIB),
+        (Thresholds(100 * MIB, 80 * MIB, None, None), 80 * MIB, None),
+        (Thresholds(100 * MIB, 97 * MIB, 95 * MIB, 100 * MIB), 95 * MIB, 95 * MIB),
+        (Thresholds(100 * MIB), None, None),
+    ],
+)
+def test_the_next_threshold_is_the_lowest_that_is_still_to_be_reported(
+    thresholds: Thresholds, fresh: int | None, warned: int | None
+) -> None:
+    assert next_threshold(thresholds, warned=False) == fresh
+    assert next_threshold(thresholds, warned=True) == warned
+
+
+@pytest.mark.parametrize(
+    ("interval", "owed", "pause", "owes"),
+    [
+        (2.0, 0.0, 2.0, 0.0),
+        (0.1, 0.0, 0.1, 0.0),
+        (0.03, 0.0, 0.03, 0.07),  # early: at once,
+        (0.03, 0.07, 0.03, 0.14),  # and again;
+        (0.03, 0.28, 0.15, 0.23),  # but not for ever,
+        (0.1, 0.23, 0.15, 0.18),  # and what is owed is paid,
+        (0.1, 0.03, 0.13, 0.0),
+        (2.0, 0.28, 2.0, 0.0),  # be it by being far away
+    ],
+)
+def test_early_looks_are_paid_for_by_later_ones(
+    interval: float, owed: float, pause: float, owes: float
+) -> None:
+    assert list(afford(interval, owed)) == pytest.approx([pause, owes])
+
+
+@given(st.lists(st.floats(POLL_HASTE, POLL_SLOWEST), min_size=1))
+def test_it_is_never_looked_more_than_ten_times_a_second(wanted: list[float]) -> None:
+    """Whatever is wanted: after each look the time for all up to it has passed, but for what is owed."""
+    passed, owed = 0.0, 0.0
+    for count, interval in enumerate(wanted, start=1):
+        pause, owed = afford(interval, owed)
+        passed += pause
+        assert pause >= interval
+        assert passed + owed >= count * POLL_FASTEST - 1e-9
+        assert 0 <= owed <= POLL_CREDIT + 1e-9
+
+
+def test_what_is_owed_is_paid_within_a_second() -> None:
+    owed, looks = POLL_CREDIT, 0
+    while owed > 0:
+        _, owed = afford(POLL_FASTEST, owed)
+        looks += 1
+    assert looks <= 7
+
+
+def test_a_sum_that_keeps_being_refuted_is_asked_about_ever_less_often() -> None:
+    doubts = [0.0]
+    for _ in range(8):
+        doubts.append(next_doubt(doubts[-1], surprise=0, distance=50 * MIB))
+    assert doubts[1:6] == [0.2, 0.4, 0.8, 1.0, 1.0]
+    assert doubts[-1] == LAST_PAUSE
+
+
+@given(st.floats(0, LAST_PAUSE), st.integers(-(1 << 40), 1 << 40), st.integers(1, 1 << 40))
+def test_an_answer_that_was_not_expected_is_asked_about_again_soon(
+    doubt: float, surprise: int, distance: int
+) -> None:
+    after = next_doubt(doubt, surprise, distance)
+    assert POLL_FASTEST <= after <= LAST_PAUSE
+    assert (after == POLL_FASTEST) == (surprise > distance / 8)
+
+
+@given(st.integers(1, 50))
+def test_a_worker_that_unshares_its_pages_is_not_lost_sight_of(rate: int) -> None:
+    """The sum does not move then; only asking tells.  *rate*: hundredths of the distance in a second."""
+    distance, doubt = 1000.0, LAST_PAUSE  # nothing has happened for long
+    while distance > 0:
+        grown = 10 * rate * doubt
+        distance -= grown
+        doubt = next_doubt(doubt, int(grown), int(distance))
+    assert -distance <= 10 * rate * POLL_FASTEST  # what one regular look may miss
 
 
 # --- limit = "auto" ------------------------------------------------------------------------------------

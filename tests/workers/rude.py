@@ -63,6 +63,7 @@ def arguments() -> argparse.Namespace:
     add("--sigterm-handler", metavar="FILE", type=Path, help="on SIGTERM append a line to FILE, then exit 0")
     add("--sigterm-delay", metavar="S", type=float, default=0.0, help="take S seconds for that")
 
+    add("--at-usr1", action="store_true", help="begin what takes time (eat, write, flood) at SIGUSR1")
     add("--eat", metavar="SIZE", type=size, help="allocate and touch SIZE, and hold it")
     add("--leak", metavar="RATE", type=size, help="eat for ever, RATE bytes in a second")
     add("--rate", metavar="RATE", type=size, help="eat RATE bytes in a second (default: full speed)")
@@ -342,11 +343,14 @@ def main() -> None:
     """Be rude."""
     options = arguments()
     begin(options)
+    if options.at_usr1:
+        signal.signal(signal.SIGUSR1, lambda *_: indulge(options))
     tasks = sorted(agenda(options), key=lambda task: task[0])
     # Whoever is ready at once says so before the vices begin, for them to happen in a known state.
     while tasks and tasks[0][0] <= 0:
         tasks.pop(0)[1]()
-    indulge(options)
+    if not options.at_usr1:
+        indulge(options)
     for when, task in tasks:
         time.sleep(max(0.0, STARTED + when - time.monotonic()))
         task()

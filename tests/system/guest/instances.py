@@ -230,6 +230,19 @@ def rude(*vices: object) -> str:
     return json.dumps(["/usr/bin/python3", "-IS", str(RUDE), *map(str, vices)])
 
 
+def rude_within(limit: str, *vices: object, memory: str = "", restart: str = 'delay = "10s"') -> str:
+    """Return the configuration of a worker with these vices and a limit, to be looked at after its end."""
+    return f"""
+        [worker]
+        command = {rude(*vices)}
+        [memory]
+        limit = "{limit}"
+        {memory}
+        [restart]
+        {restart}
+        """
+
+
 def shell(script: str) -> str:
     """Return a worker that is a shell script as TOML."""
     return json.dumps(["/bin/sh", "-c", script])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .instances import RUDE, Unit, rude, run_command, wait_until
+from .instances import Unit, rude, rude_within, run_command, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,52 +96,6 @@ def test_instance_that_was_killed_with_all_its_processes_is_back(nannyd: NannydF
     assert not alive(worker)
 
 
-# The environment
-
-
-def test_precedence_holds_within_a_python_worker(nannyd: NannydFactory) -> None:
-    """At the first import of the user's code, and after it."""
-    file = Path("/etc/default/nannyd-w")
-    file.write_text("B=file\nC=file\n")
-    try:
-        instance = nannyd(
-            f"""
-            [worker]
-            class = "classes:Looking"
-            kwargs = {{ path = "/var/lib/nannyd/w/found" }}
-            [nanny]
-            env = {{ F = "argument of the file" }}
-            unset = ["G"]
-            [nanny.environ]
-            A = "configuration"
-            B = "configuration"
-            C = "configuration"
-            D = "configuration"
-            [nanny.pre-spawn-environ]
-            E = "before the spawn"
-            PYTHONPATH = "{RUDE.parent}"
-            """,
-            """
-            Environment=A=unit B=unit F=unit G=unit
-            ExecStart=
-            ExecStart=/usr/bin/nannyd run %i --env C=option
-            """,
-        )
-        found = json.loads((instance.state / "found").read_text())
-    finally:
-        file.unlink()
-    for when in ("environ_at_import", "environ"):
-        assert {name: found[when].get(name) for name in "ABCDEFG"} == {
-            "A": "unit",
-            "B": "file",
-            "C": "option",
-            "D": "configuration",
-            "E": "before the spawn",
-            "F": "argument of the file",
-            "G": None,
-        }
-
-
 # Limits in several places
 
 
@@ -169,16 +123,7 @@ def test_automatic_limit_is_the_least_of_slice_and_unit(nannyd: NannydFactory) -
 
 def test_supervisor_survives_the_limit_of_the_slice(nannyd: NannydFactory) -> None:
     with limited(SLICE, "96M"):
-        instance = nannyd(
-            f"""
-            [worker]
-            command = {rude("--eat", "200M")}
-            [memory]
-            limit = "512M"
-            [restart]
-            delay = "10s"
-            """
-        )
+        instance = nannyd(rude_within("512M", "--eat", "200M"))
         supervisor = instance.main_pid
         record = instance.wait_for_event("worker-failed", timeout=30)
         assert (record["RESULT"], record["WHO"]) == ("oom-kill", "kernel-ancestor-limit")
@@ -190,16 +135,8 @@ def test_supervisor_survives_the_limit_of_the_slice(nannyd: NannydFactory) -> No
 def test_tree_that_divides_the_load_is_counted_whole(nannyd: NannydFactory) -> None:
     """No process of it has a quarter of what all have."""
     pids = "/var/lib/nannyd/w/pids"
-    instance = nannyd(
-        f"""
-        [worker]
-        command = {rude("--fork-tree", 6, "--eat-each", "24M", "--rate", "24M", "--print-pids", pids)}
-        [memory]
-        limit = "112M"
-        [restart]
-        delay = "10s"
-        """
-    )
+    vices = "--fork-tree", 6, "--eat-each", "24M", "--rate", "24M", "--print-pids", pids
+    instance = nannyd(rude_within("112M", *vices))
     record = instance.wait_for_event("worker-failed", timeout=30)
     assert (record["RESULT"], record["WHO"]) == ("memory", "nannyd")
     told = instance.wait_for_event("memory-terminate")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .instances import run_command, shell, wait_until
+from .instances import RUDE, run_command, shell, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,27 +21,36 @@ if TYPE_CHECKING:
     from .instances import Nannyd, NannydFactory
 
 SLEEP = "[worker]\ncommand = ['/usr/bin/sleep', 'infinity']\n"
-LAYERS = (
-    SLEEP
-    + """
+LAYERS = """
+[nanny]
+env = { F = "argument of the file" }
+unset = ["G"]
+pre-spawn-environ.E = "before the spawn"
+pre-spawn-environ.MALLOC_TRIM_THRESHOLD_ = "131072"
+pre-spawn-environ.PYTHONPATH = "WORKERS"
 [nanny.environ]
 A = "configuration"
 B = "configuration"
 C = "configuration"
 D = "configuration"
-[nanny.pre-spawn-environ]
-E = "before the spawn"
-MALLOC_TRIM_THRESHOLD_ = "131072"
-[nanny]
-env = { F = "argument of the file" }
-unset = ["G"]
-"""
-)
+""".replace("WORKERS", str(RUDE.parent))
+FILE = "B=file\nC=file\n# a comment\nI='quoted value'\n"
 UNIT = """
 Environment=A=unit B=unit F=unit G=unit NANNYD_MEMORY__LIMIT=64M "H=two words"
 ExecStart=
 ExecStart=/usr/bin/nannyd run %i --env C=option
 """
+IN_THE_END = {
+    "A": "unit",
+    "B": "file",
+    "C": "option",
+    "D": "configuration",
+    "E": "before the spawn",
+    "F": "argument of the file",
+    "G": None,
+    "H": "two words",
+    "I": "quoted value",
+}
 
 
 def environ(pid: int) -> dict[str, str]:
@@ -67,23 +76,27 @@ def default_file() -> Iterator[Path]:
 def test_argument_wins_over_the_unit_and_the_unit_over_the_configuration(
     nannyd: NannydFactory, default_file: Path
 ) -> None:
-    default_file.write_text("B=file\nC=file\n# a comment\nI='quoted value'\n")
-    instance = nannyd(LAYERS, UNIT)
+    default_file.write_text(FILE)
+    instance = nannyd(SLEEP + LAYERS, UNIT)
     found = environ(instance.worker)
-    assert {name: found.get(name) for name in "ABCDEFGHI"} == {
-        "A": "unit",
-        "B": "file",
-        "C": "option",
-        "D": "configuration",
-        "E": "before the spawn",
-        "F": "argument of the file",
-        "G": None,
-        "H": "two words",
-        "I": "quoted value",
-    }
+    assert {name: found.get(name) for name in IN_THE_END} == IN_THE_END
     assert found["MALLOC_TRIM_THRESHOLD_"] == "131072"
     assert found["PYTHONHASHSEED"] == "6640"
     assert (instance.leaf / "memory.max").read_text() == f"{64 << 20}\n"  # NANNYD_MEMORY__LIMIT
+
+
+def test_precedence_holds_within_a_python_worker(nannyd: NannydFactory, default_file: Path) -> None:
+    """At the first import of the user's code, and after it."""
+    default_file.write_text(FILE)
+    worker = """
+[worker]
+class = "classes:Looking"
+kwargs = { path = "/var/lib/nannyd/w/found" }
+"""
+    instance = nannyd(worker + LAYERS, UNIT)
+    found = json.loads((instance.state / "found").read_text())
+    for when in ("environ_at_import", "environ"):
+        assert {name: found[when].get(name) for name in IN_THE_END} == IN_THE_END
 
 
 def test_what_systemd_told_nannyd_alone_does_not_leak_and_the_rest_stays(nannyd: NannydFactory) -> None:
@@ -147,8 +160,8 @@ def test_modules_of_the_user_are_for_the_worker_and_not_for_nannyd(
 def test_explain_shows_the_environment_of_the_unit_be_it_running_or_not(
     nannyd: NannydFactory, default_file: Path
 ) -> None:
-    default_file.write_text("B=file\nC=file\n")
-    instance = nannyd(LAYERS, UNIT)
+    default_file.write_text(FILE)
+    instance = nannyd(SLEEP + LAYERS, UNIT)
     actual = environ(instance.worker)
     running = explained(instance)
     instance.stop()
@@ -156,8 +169,8 @@ def test_explain_shows_the_environment_of_the_unit_be_it_running_or_not(
     for found in (running, stopped):
         variables = {one["name"]: one["value"] for one in found["environment"]}
         assert "SHELL_ONLY" not in variables
-        assert {name: variables.get(name) for name in "ABCDEFGH"} == {
-            name: actual.get(name) for name in "ABCDEFGH"
+        assert {name: variables.get(name) for name in IN_THE_END} == {
+            name: actual.get(name) for name in IN_THE_END
         }
     text = run_command("nannyd", "explain", "w").stdout
     assert re.search(r"^A=unit +# inherited$", text, re.MULTILINE)

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .instances import rude, run_command, switches, wait_until
+from .instances import rude, rude_within, run_command, switches, wait_until
 
 if TYPE_CHECKING:
     from .instances import Nannyd, NannydFactory
@@ -113,17 +113,8 @@ def test_warning_comes_first_and_the_record_of_a_termination_says_everything(nan
 
 
 def test_result_stays_memory_when_a_worker_that_ignores_sigterm_meets_the_wall(nannyd: NannydFactory) -> None:
-    instance = nannyd(
-        f"""
-        [worker]
-        command = {rude("--ignore-sigterm", "--eat", "200M")}
-        [memory]
-        limit = "64M"
-        [restart]
-        mode = "no"
-        """,
-        "Restart=no",
-    )
+    configuration = rude_within("64M", "--ignore-sigterm", "--eat", "200M", restart='mode = "no"')
+    instance = nannyd(configuration, "Restart=no")
     assert ending(instance) == ("memory", "nannyd")
     record = instance.wait_for_event("worker-failed")
     assert record["EXIT_SIGNAL"] == "9"
@@ -131,18 +122,9 @@ def test_result_stays_memory_when_a_worker_that_ignores_sigterm_meets_the_wall(n
 
 def test_kernel_kills_the_whole_group_at_the_own_limit_when_terminate_is_off(nannyd: NannydFactory) -> None:
     """Be it a grandchild that eats: the main process goes with it."""
-    instance = nannyd(
-        f"""
-        [worker]
-        command = {rude("--oom-child", "--eat", "200M", "--print-pids", "/var/lib/nannyd/w/pids")}
-        [memory]
-        limit = "64M"
-        terminate = false
-        [restart]
-        mode = "no"
-        """,
-        "Restart=no",
-    )
+    vices = "--oom-child", "--eat", "200M", "--print-pids", "/var/lib/nannyd/w/pids"
+    configuration = rude_within("64M", *vices, memory="terminate = false", restart='mode = "no"')
+    instance = nannyd(configuration, "Restart=no")
     assert ending(instance) == ("oom-kill", "kernel-own-limit")
     record = instance.wait_for_event("worker-failed")
     assert record["EXIT_SIGNAL"] == "9"
@@ -153,17 +135,7 @@ def test_kernel_kills_the_whole_group_at_the_own_limit_when_terminate_is_off(nan
 
 
 def test_limit_of_an_ancestor_takes_the_worker_and_not_the_supervisor(nannyd: NannydFactory) -> None:
-    instance = nannyd(
-        f"""
-        [worker]
-        command = {rude("--eat", "200M")}
-        [memory]
-        limit = "512M"
-        [restart]
-        delay = "10s"
-        """,
-        "MemoryMax=96M",
-    )
+    instance = nannyd(rude_within("512M", "--eat", "200M"), "MemoryMax=96M")
     supervisor = instance.main_pid
     assert ending(instance) == ("oom-kill", "kernel-ancestor-limit")
     record = instance.wait_for_event("worker-failed")

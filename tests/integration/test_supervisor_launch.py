@@ -1,0 +1,59 @@
+"""Signals that come while `nannyd run` is on its way from its first line to a supervised worker."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+from harness import blocks, catches, eventually
+
+if TYPE_CHECKING:
+    from harness import Host, Nannyd
+
+STEP = 0.025
+"""Seconds between the moments that are tried; a launch takes 0.3 or more."""
+
+
+def is_on_its_way(run: Nannyd) -> bool:
+    return catches(run.pid, signal.SIGTERM)
+
+
+def is_past_the_launcher(run: Nannyd) -> bool:
+    return blocks(run.pid, signal.SIGHUP) or catches(run.pid, signal.SIGHUP)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_request_to_stop_is_a_clean_end_at_every_moment(nannyd: Host, number: signal.Signals) -> None:
+    """While it reads the configuration, at its execve, before its loop runs, until the worker runs."""
+    ends = []
+    for count in itertools.count():
+        run = nannyd("--", "sleep", "60")
+        eventually(partial(is_on_its_way, run), "it is more than an interpreter that starts")
+        time.sleep(count * STEP)
+        is_ready = "worker-ready" in run.events()
+        run.signal(number)
+        assert run.wait() == 0, (count * STEP, run.story())
+        assert run.noise == []
+        ends.append(run.events()[-1:])
+        if is_ready:
+            break
+    assert ends[0] == []
+    assert ends[-1] == ["finished"]
+
+
+def test_a_hangup_before_the_worker_runs_is_a_reload(nannyd: Host) -> None:
+    """It is blocked from the launcher's execve until there is somebody to reload."""
+    for count in itertools.count():
+        run = nannyd("--", "sleep", "60")
+        eventually(partial(is_past_the_launcher, run), "it is the supervisor, or just about to be")
+        time.sleep(count * 2 * STEP)
+        is_ready = "worker-ready" in run.events()
+        run.signal(signal.SIGHUP)
+        run.wait_for("reloaded")
+        assert run.stop() == 0
+        if is_ready:
+            break
