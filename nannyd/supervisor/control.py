@@ -188,7 +188,7 @@ class Control:
             "message": status["sentence"],
             "fields": fields,
         }
-        self._follow(call, lambda record: {"event": record})
+        self._follow(call, _DEBUG, lambda records: {"event": records[0]})
         call.more_reply({"event": first})
 
     def _get_logs(self, call: Call, n: int | None, follow: bool | None, priority: int | None) -> Any:  # noqa: FBT001
@@ -203,34 +203,23 @@ class Control:
             return {"records": records}
         if not call.more:
             raise CallError("org.varlink.service.ExpectedMore")
-        self._follow(call, lambda record: {"records": [record]} if record["priority"] <= least else None)
+        self._follow(call, least, lambda records: {"records": records})
         call.more_reply({"records": records})
         return None
 
-    def _follow(self, call: Call, worded: Callable[[Record], dict[str, Any] | None]) -> None:
-        """Send each new record to *call*, in the form of its method."""
+    def _follow(self, call: Call, least: int, worded: Callable[[list[Record]], dict[str, Any]]) -> None:
+        """Send each new record of priority *least*, or a more urgent one, in the words of the method."""
         lost = 0
 
         def heard(record: Record) -> None:
             nonlocal lost
-            reply = worded(record)
-            if reply is None:
-                return
-            if lost:
-                text = f"{lost} events were lost: they were not read in time"
-                told = {
-                    **record,
-                    "event": "events-lost",
-                    "priority": 4,
-                    "message": text,
-                    "fields": {"lost": lost},
-                }
-                if not call.more_reply(worded(told) or reply):
-                    lost += 1
-                    return
-                lost = 0
-            if not call.more_reply(reply):
+            told = [record] if record["priority"] <= least else []
+            if record["event"] == notices.FINISHED.event:
+                call.reply(worded(told))  # the last there is to say
+            elif told and lost and not call.more_reply(worded([_lost(record, lost)])):
                 lost += 1
+            elif told:
+                lost = 0 if call.more_reply(worded(told)) else 1
 
         call.when_closed(self._ring.listen(heard))
 
@@ -340,6 +329,11 @@ class Control:
         self._asked(call, "SetLogLevel", str(level))
         logging.getLogger().setLevel(_LEVELS[level])
         return {}
+
+
+def _lost(record: Record, count: int) -> Record:
+    message = f"{count} events were lost: they were not read in time"
+    return {**record, "event": "events-lost", "priority": 4, "message": message, "fields": {"lost": count}}
 
 
 def _get_environment(_: Call) -> dict[str, Any]:

@@ -187,6 +187,27 @@ def test_monitor_tells_what_happens_as_it_happens(nannyd: Host) -> None:
     assert run.stop() == 0
 
 
+@pytest.mark.parametrize(
+    ("method", "parameters"), [("Monitor", {}), ("GetLogs", {"follow": True, "n": 0, "priority": 3})]
+)
+def test_who_follows_hears_the_end_as_the_last_reply(
+    nannyd: Host, method: str, parameters: dict[str, Any]
+) -> None:
+    run = nannyd("--", "sleep", "60", config=QUICK)
+    run.ready()
+    with talking_to(run) as caller:
+        caller.send(method, parameters, more=True)
+        caller.receive()
+        assert run.stop() == 0
+        replies = [caller.receive()]
+        while replies[-1].get("continues"):
+            replies.append(caller.receive())
+        last = replies[-1]["parameters"]
+        assert last == {"records": []} if method == "GetLogs" else last["event"]["event"] == "finished"
+        with pytest.raises(ConnectionResetError):
+            caller.receive()
+
+
 def test_a_monitor_that_goes_away_is_forgotten(nannyd: Host) -> None:
     run = nannyd("--", "sleep", "60", config=QUICK)
     run.ready()
