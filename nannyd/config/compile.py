@@ -79,6 +79,8 @@ class Surroundings:
     unit: str | None = None
     notes: tuple[str, ...] = ()
     """What could not be read, in sentences."""
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """Where variables of `environ` come from, as far as that is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +167,7 @@ class _Builder:
             arguments=self._entries("env", nanny.env),
             unset=nanny.unset,
             bootstrap=self.settings.worker.class_ is not None,
+            origins=self.around.origins,
         )
 
     def _entries(self, key: str, table: Mapping[str, str | Credential]) -> dict[str, Entry]:

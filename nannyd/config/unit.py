@@ -88,9 +88,15 @@ def in_unit(request: Request) -> tuple[Request, Surroundings] | None:
     notes = _Notes(unit.name)
     pid = int(unit.properties["MainPID"])
     running = _of_process(pid, notes) if pid else None
-    environ, arguments, machine = running or _of_properties(unit, notes)
+    if running is None:
+        layers = _layers(unit, notes)
+        environ, arguments, machine = _of_properties(unit, layers)
+    else:
+        layers = _layers(unit, _Notes(unit.name))  # what cannot be read here is known from the process
+        environ, arguments, machine = running
     source = Source.UNIT if running is None else Source.PROCESS
-    around = Surroundings(environ, machine, source, unit.name, tuple(notes.lines))
+    origins = origins_of(environ, layers)
+    around = Surroundings(environ, machine, source, unit.name, tuple(notes.lines), origins)
     return add_arguments(request, arguments), around
 
 
@@ -204,9 +210,12 @@ def recover_arguments(cmdline: Sequence[str]) -> list[str] | None:
 # The unit's properties
 
 
-def _of_properties(unit: Unit, notes: _Notes) -> _Found:
+def _of_properties(unit: Unit, layers: Sequence[Layer]) -> _Found:
     properties = unit.properties
-    environ = _environ(unit, notes)
+    environ: dict[str, str] = {}
+    for layer in layers:
+        environ.update(layer.variables)
+    environ = without(environ, properties["UnsetEnvironment"])
     arguments: list[str] | None = None
     if properties["ExecStart"]:
         argv = [str(word) for word in properties["ExecStart"][0][1]]
@@ -231,17 +240,39 @@ def with_limits(machine: Machine, unit: Unit) -> Machine:
     return Machine((*machine.bounds, *bounds), cpus)
 
 
-def _environ(unit: Unit, notes: _Notes) -> dict[str, str]:
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Variables, and where they stand."""
+
+    origin: str
+    variables: Mapping[str, str]
+
+
+def _layers(unit: Unit, notes: _Notes) -> list[Layer]:
+    """Return what the unit's environment is made of, the later the stronger."""
     properties = unit.properties
     manager = _properties(unit.scope, _OBJECT, "Manager", ("Environment",))
     if manager is None:
         notes.add("the environment of the service manager cannot be read")
-    environ = assignments(manager["Environment"] if manager is not None else ())
-    environ.update(_passed(unit, notes))
-    environ.update(assignments(properties["Environment"]))
+    own = assignments(manager["Environment"] if manager is not None else ())
+    layers = [
+        Layer("the service manager's environment", own),
+        Layer(f"PassEnvironment= of {unit.name}", _passed(unit, notes)),
+        Layer(f"Environment= of {unit.name}", assignments(properties["Environment"])),
+    ]
     for path, may_be_missing in properties["EnvironmentFiles"]:
-        environ.update(_read_files(Path(path), notes, may_be_missing=bool(may_be_missing)))
-    return without(environ, properties["UnsetEnvironment"])
+        layers += _read_files(Path(path), notes, may_be_missing=bool(may_be_missing))
+    return layers
+
+
+def origins_of(environ: Mapping[str, str], layers: Sequence[Layer]) -> dict[str, str]:
+    """Return where each variable of *environ* comes from: the last of *layers* that sets it to its value."""
+    return {
+        name: layer.origin
+        for layer in layers
+        for name, value in layer.variables.items()
+        if environ.get(name) == value
+    }
 
 
 def assignments(lines: Sequence[str]) -> dict[str, str]:
@@ -268,22 +299,22 @@ def _passed(unit: Unit, notes: _Notes) -> dict[str, str]:
     return {name: environ[name] for name in names if name in environ}
 
 
-def _read_files(path: Path, notes: _Notes, *, may_be_missing: bool) -> dict[str, str]:
+def _read_files(path: Path, notes: _Notes, *, may_be_missing: bool) -> list[Layer]:
     """Return the variables of an EnvironmentFile=, which may be a pattern."""
     paths = [path]
     if re.search(r"[*?\[]", str(path)):
         paths = sorted(Path("/").glob(str(path).lstrip("/")))
-    environ: dict[str, str] = {}
+    layers: list[Layer] = []
     for file in paths:
         try:
-            environ.update(envfile.parse(file.read_text()))
+            layers.append(Layer(str(file), envfile.parse(file.read_text())))
         except FileNotFoundError:
             if not may_be_missing:
                 notes.add(f"EnvironmentFile={file} is missing, the unit would not start")
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             notes.add(f"EnvironmentFile={file} cannot be read ({reason}); its variables are not known")
-    return environ
+    return layers
 
 
 def _slice_cgroup(unit: Unit) -> str:

@@ -130,14 +130,16 @@ def compose(
     arguments: Mapping[str, Entry],
     unset: Collection[str] = (),
     bootstrap: bool = False,
+    origins: Mapping[str, str] | None = None,
 ) -> list[Variable]:
     """Return the variables of the worker, sorted by name.
 
-    *inherited* is nannyd's own environment.  With *bootstrap* (a Python worker) `environ` comes late
+    *inherited* is nannyd's own environment, and *origins* says of what is in it where that comes from, as far
+    as that is known.  With *bootstrap* (a Python worker) `environ` comes late
     and a variable may occur twice: as it is at `execve`, and as the bootstrap then sets it.
     """
     kept = {
-        name: Entry(value, INHERITED)
+        name: Entry(value, (origins or {}).get(name, INHERITED))
         for name, value in inherited.items()
         if not is_private(name) and name not in unset
     }

@@ -198,12 +198,23 @@ def test_a_unit_that_is_not_running_is_read_from_its_properties_and_files(manage
         "B": "file 1",
         "MORE": "--worker.nice=3 --env X=y",
     }
+    assert around.origins == {
+        "PATH": "the service manager's environment",
+        "A": "Environment= of nannyd@w.service",
+        "B": f"{manager}/env",
+        "MORE": f"{manager}/env",
+    }
     assert request.options == [("--worker.nice", "3")]
     assert request.env == [("X", "y")]
     assert around.unit == "nannyd@w.service"
     assert around.notes == (
         f"nannyd@w.service: EnvironmentFile={manager}/gone is missing, the unit would not start",
     )
+
+
+def test_a_variable_of_a_running_process_comes_from_where_it_has_that_value() -> None:
+    layers = [unit.Layer("first", {"A": "1", "B": "1", "C": "1"}), unit.Layer("second", {"A": "2", "B": "2"})]
+    assert unit.origins_of({"A": "2", "B": "1", "C": "3", "D": "4"}, layers) == {"A": "second", "B": "first"}
 
 
 @pytest.mark.usefixtures("manager")

@@ -172,8 +172,12 @@ def test_explain_shows_the_environment_of_the_unit_be_it_running_or_not(
         assert {name: variables.get(name) for name in IN_THE_END} == {
             name: actual.get(name) for name in IN_THE_END
         }
+        origins = {one["name"]: one["origin"] for one in found["environment"]}
+        assert origins["A"] == "Environment= of nannyd@w.service"
+        assert origins["B"] == origins["I"] == "/etc/default/nannyd-w"
+        assert origins["PATH"] == "the service manager's environment"
     text = run_command("nannyd", "explain", "w").stdout
-    assert re.search(r"^A=unit +# inherited$", text, re.MULTILINE)
+    assert re.search(r"^A=unit +# Environment= of nannyd@w\.service$", text, re.MULTILINE)
     assert re.search(r"^C=option +# ", text, re.MULTILINE)
     assert re.search(r"^D=configuration +# /etc/nannyd/w\.toml$", text, re.MULTILINE)
     assert re.search(r"^memory\.limit = .* +# .*NANNYD_MEMORY__LIMIT", text, re.MULTILINE)
