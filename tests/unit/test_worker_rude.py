@@ -130,6 +130,16 @@ def test_eats_at_the_rate_told(rude: Callable[..., subprocess.Popen[bytes]], not
     assert 40 << 20 <= anonymous(process.pid) < 80 << 20
 
 
+def test_begins_to_eat_when_told(rude: Callable[..., subprocess.Popen[bytes]], notify: socket.socket) -> None:
+    process = rude("--at-usr1", "--eat", "40M")
+    notify.recv(100)
+    assert anonymous(process.pid) < 40 << 20
+    process.send_signal(signal.SIGUSR1)
+    assert process.stdout is not None
+    assert b"ate 41943040 bytes" in process.stdout.readline()
+    assert anonymous(process.pid) >= 40 << 20
+
+
 def test_leaves_children_that_are_nobodys(
     rude: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
