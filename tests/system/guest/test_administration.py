@@ -88,9 +88,9 @@ def test_instance_that_was_killed_with_all_its_processes_is_back(nannyd: NannydF
     instance = nannyd(SLEEP, "RestartSec=300ms")
     worker = instance.worker
     instance.kill("SIGKILL", "all")
-    wait_until(lambda: instance.show("Result") == "signal", "the result")
+    instance.journal.wait_for("Failed with result 'signal'", instance.name)
+    wait_until(lambda: instance.show("NRestarts") == "1", "the start after it")
     instance.wait_for("active")
-    assert instance.show("NRestarts") == "1"
     assert instance.show("Result") == "success"
     assert instance.worker != worker
     assert not alive(worker)
