@@ -89,7 +89,14 @@ class Delegation:
     def in_leaf(self, pid: int) -> bool | None:
         """Say whether process *pid* lives in a leaf of this delegation; None: it is gone."""
         path = cgroup_of(pid)
-        return None if path is None else path.startswith(f"{self.path.rstrip('/')}/worker-")
+        if path is not None:
+            return path.startswith(f"{self.path.rstrip('/')}/worker-")
+        # ProtectProc= hides others' processes from us, and with PrivateUsers= even those of ExecReload=.
+        try:
+            os.close(os.pidfd_open(pid))
+        except ProcessLookupError:
+            return None
+        return any(_lists(leaf, pid) for leaf in self._directory.glob("worker-*"))
 
     def leftovers(self) -> list[Leaf]:
         """Return the leaves that an earlier life of the supervisor left behind."""
@@ -98,6 +105,16 @@ class Delegation:
     def _open(self, directory: Path) -> Leaf:
         path = f"{self.path.rstrip('/')}/{directory.name}"
         return Leaf(directory, path, self._ancestors, self._abandoned.append)
+
+
+def _lists(leaf: Path, pid: int) -> bool:
+    """Say whether *leaf*, or a cgroup that the worker made in it, lists process *pid*."""
+    for directory, *_ in os.walk(leaf):
+        # A threaded cgroup lists its processes further up; one that was just removed has none.
+        with suppress(OSError):
+            if str(pid) in Path(directory, "cgroup.procs").read_text().split():
+                return True
+    return False
 
 
 def _is_delegated_at(own: Path) -> bool:

@@ -143,18 +143,23 @@ def test_the_daemons_user_and_root_may_do_all(nannyd: NannydFactory) -> None:
     assert instance.show("Result") == "success"
 
 
-@pytest.mark.parametrize("user", ["_nannyd", "root", "alice"])
+@pytest.mark.parametrize("user", ["_nannyd", "root", "alice", "hidden"])
 def test_the_worker_itself_may_only_look(nannyd: NannydFactory, user: str) -> None:
+    settings, program = f"User={user}\n", "varlinkctl"
+    if user == "alice":
+        settings += "SupplementaryGroups=nannyd\n"
+    if user == "hidden":  # by /proc, from nannyd: who executes what it cannot read may not be looked at
+        settings, program = "ProtectProc=invisible\n", "/usr/local/bin/unreadable"
+        run_command("install", "--mode=711", "/usr/bin/varlinkctl", program)
     script = f"""
         for method in Status Restart Kill Terminate Reload LogEvent; do
-            if varlinkctl call {SOCKET} {NANNY}.$method '{{}}' > answer 2>&1
+            if {program} call {SOCKET} {NANNY}.$method '{{}}' > answer 2>&1
             then echo $method may
             elif grep -q -e NotPermitted answer; then echo $method may not
             else echo $method; cat answer; fi
         done > $STATE_DIRECTORY/answers
         exec sleep infinity
     """
-    settings = f"User={user}\n" + ("SupplementaryGroups=nannyd\n" if user == "alice" else "")
     instance = nannyd(f"[worker]\ncommand = {shell(script)}\n", settings)
     answers = instance.state / "answers"
     wait_until(
