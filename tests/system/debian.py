@@ -154,7 +154,11 @@ def program(name: str) -> str:
 
 def install_host_packages() -> None:
     """Install the Debian packages that building takes, if any is missing.  Booting takes none."""
-    missing = _missing_packages()
+    with _lock(cache_directory() / "apt.lock"):
+        _install(_missing_packages())
+
+
+def _install(missing: list[str]) -> None:
     if not missing:
         return
     if os.geteuid() != 0 or shutil.which("apt-get") is None:

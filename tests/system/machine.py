@@ -157,7 +157,7 @@ def _memory_directory(memory_mib: int) -> str:
         stat = os.statvfs(shm)
     except OSError:
         return tempfile.gettempdir()
-    roomy = stat.f_bavail * stat.f_frsize > memory_mib << 20
+    roomy = stat.f_bavail * stat.f_frsize > 2 * memory_mib << 20  # another guest may be about to fill it
     return str(shm) if roomy and not stat.f_flag & os.ST_NOEXEC else tempfile.gettempdir()
 
 

@@ -40,6 +40,7 @@ AGAIN = "again"
 GUEST_TESTS = {"trixie": "tests/system/guest", "bookworm": "tests/system/guest/test_debian_12.py"}
 MAIN = Path(__file__).with_name("main.sh")
 FAILED = 1
+DEADLINE = 1200.0  # a multiple of what all tests take; each has a limit of its own
 EXPORT_TIME = 30.0  # how long before the deadline the guest stops by itself, to save its journal
 SHELL_TIMEOUT = 24 * 3600.0
 EX_SOFTWARE = 70
@@ -87,7 +88,7 @@ def main() -> int:
 
 def parse_arguments(arguments: list[str]) -> Job:
     parser = argparse.ArgumentParser(prog="python -m tests.system.run", allow_abbrev=False)
-    parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS")
+    parser.add_argument("--timeout", type=float, default=DEADLINE, metavar="SECONDS")
     parser.add_argument("--suite", choices=SUITES, default=DEFAULT)
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--shell", action="store_true", help="an interactive root shell")

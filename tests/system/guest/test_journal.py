@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from typing import TYPE_CHECKING, Any
@@ -119,19 +120,22 @@ def test_worker_that_floods_the_journal_disturbs_nobody(nannyd: NannydFactory) -
 def test_what_journald_drops_of_a_flood_is_counted_and_costs_the_supervisor_nothing(
     nannyd: NannydFactory,
 ) -> None:
-    """What was dropped is told with the first line that is not: the worker speaks until it is heard."""
+    """What was dropped is told with the first line that is not: the worker speaks until it is heard.
+
+    It is one process that says it all: of one that is gone journald knows no unit, and drops nothing.
+    """
     count = 200_000
     script = f"""
-        read line <$STATE_DIRECTORY/go
-        yes 'a line' | head -n {count}
-        over=0
-        while read line <$STATE_DIRECTORY/go; do
-            over=$((over + 1))
-            echo "over $over"
-        done
-    """
+import itertools, os, pathlib
+go = pathlib.Path(os.environ["STATE_DIRECTORY"], "go")
+go.read_text()
+print("a line\\n" * {count}, end="", flush=True)
+for number in itertools.count(1):
+    go.read_text()
+    print("over", number, flush=True)
+"""
     instance = nannyd(
-        f"[worker]\ncommand = {shell(script)}\n",
+        f"[worker]\ncommand = {json.dumps(['/usr/bin/python3', '-IS', '-c', script])}\n",
         "LogRateLimitIntervalSec=2s\nLogRateLimitBurst=100",
         start=False,
     )
@@ -155,7 +159,7 @@ def test_what_journald_drops_of_a_flood_is_counted_and_costs_the_supervisor_noth
     print(f"{len(lines)} lines arrived, {dropped} were dropped; {seconds:.1f} s, {woken} wake-ups")
     assert 0 < lines.count("a line") < count
     assert len(lines) + dropped == count + int(lines[-1].removeprefix("over "))
-    assert woken <= 3 + seconds / 15  # the watchdog's
+    assert woken <= 10 + seconds / 15  # what belongs to the start, the watchdog's
     assert instance.status.startswith(f"worker {instance.worker} running")
 
 

@@ -147,7 +147,7 @@ def test_every_message_of_a_shell_arrives_and_another_instance_sleeps_meanwhile(
     assert busy.journal.messages(busy.name, SYSLOG_IDENTIFIER="w") == ["through"]
     seconds, woken = time.monotonic() - began, switches(idle.main_pid) - before
     print(f"idle supervisor: {woken} wake-ups in {seconds:.0f} s")
-    assert woken <= 3 + seconds / 15  # the watchdog's
+    assert woken <= 5 + seconds / 15  # what belongs to the start, the watchdog's
 
 
 def test_what_strangers_say_is_not_heard_although_they_are_gone(nannyd: NannydFactory) -> None:
