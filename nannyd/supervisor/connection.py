@@ -113,7 +113,6 @@ class Connection:
         "_call",
         "_closed",
         "_deadline",
-        "_ended",
         "_half_since",
         "_handling",
         "_input",
@@ -137,8 +136,6 @@ class Connection:
         self._output = bytearray()
         self._call: Call | None = None
         self._handling = False
-        self._ended = False
-        """The peer says nothing any more; it may yet listen."""
         self._closed = False
         self._half_since: float | None = None
         self._moved_at = 0.0
@@ -194,10 +191,9 @@ class Connection:
         except OSError:
             self.close()
             return
-        self._ended = not received
         self._input += received
-        if len(self._input) > messages.MESSAGE_MAX and 0 not in self._input:
-            self.close()
+        if not received or (len(self._input) > messages.MESSAGE_MAX and 0 not in self._input):
+            self.close()  # who is read from has been answered
 
     def _handle(self) -> None:
         """Handle calls that were received, for as long as it is this connection's turn."""
@@ -287,8 +283,6 @@ class Connection:
         elif self._call is not None:
             self._watch(_UNWATCHED if self._call.oneway else 0)
             self._deadline = None
-        elif self._ended:
-            self.close()
         else:
             self._watch(select.EPOLLIN)
             now = self._server.loop.time()
