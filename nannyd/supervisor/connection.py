@@ -55,7 +55,7 @@ class Limits:
 class Call:
     """One call that is being answered."""
 
-    __slots__ = ("_connection", "_when_closed", "more", "oneway", "peer", "right")
+    __slots__ = ("_connection", "_lost", "_when_closed", "more", "oneway", "peer", "right")
 
     def __init__(self, connection: Connection, message: messages.Message) -> None:
         """Stand for *message*, which arrived by *connection*."""
@@ -65,6 +65,7 @@ class Call:
         self.right = connection.right
         self._connection: Connection | None = connection
         self._when_closed: Callable[[], None] | None = None
+        self._lost = False
 
     @property
     def open(self) -> bool:
@@ -80,28 +81,29 @@ class Call:
         self._end({"error": error.error, "parameters": error.parameters})
 
     def more_reply(self, parameters: dict[str, Any]) -> bool:
-        """Answer, but not for the last time.  False: not sent, for the reader is too slow, or gone."""
-        if self._connection is None or self._connection.is_full():
+        """Answer, but not for the last time.  False: not sent; the reader is too slow, or none."""
+        if self._connection is None or self.oneway or self._connection.is_full():
             return False
         self._connection.send({"parameters": parameters, "continues": True})
         return self._connection is not None
 
     def when_closed(self, callback: Callable[[], None]) -> None:
         """Have *callback* called when the peer goes away before the last reply; at once, if it has."""
-        self._when_closed = callback
-        if self._connection is None:
+        if self._lost:
             callback()
+        elif self.open:
+            self._when_closed = callback
 
     def _end(self, message: dict[str, Any]) -> None:
-        connection, self._connection = self._connection, None
+        connection, self._connection, self._when_closed = self._connection, None, None
         if connection is not None:
             connection.send_last(message, oneway=self.oneway)
 
     def close(self) -> None:
         """Nobody waits any more."""
-        self._connection = None
-        if self._when_closed is not None:
-            self._when_closed()
+        callback, self._connection, self._when_closed, self._lost = self._when_closed, None, None, True
+        if callback is not None:
+            callback()
 
 
 class Connection:
@@ -111,7 +113,6 @@ class Connection:
         "_call",
         "_closed",
         "_deadline",
-        "_ended",
         "_half_since",
         "_handling",
         "_input",
@@ -135,8 +136,6 @@ class Connection:
         self._output = bytearray()
         self._call: Call | None = None
         self._handling = False
-        self._ended = False
-        """The peer says nothing any more; it may yet listen."""
         self._closed = False
         self._half_since: float | None = None
         self._moved_at = 0.0
@@ -192,10 +191,9 @@ class Connection:
         except OSError:
             self.close()
             return
-        self._ended = not received
         self._input += received
-        if len(self._input) > messages.MESSAGE_MAX and 0 not in self._input:
-            self.close()
+        if not received or (len(self._input) > messages.MESSAGE_MAX and 0 not in self._input):
+            self.close()  # who is read from has been answered
 
     def _handle(self) -> None:
         """Handle calls that were received, for as long as it is this connection's turn."""
@@ -203,7 +201,7 @@ class Connection:
         until = time() + _SLICE
         self._handling = True
         while self._is_idle() and (end := self._input.find(0)) >= 0:
-            raw = bytes(self._input[:end])
+            raw = bytes(memoryview(self._input)[:end])
             del self._input[: end + 1]
             self._half_since = None
             self._answer(raw)
@@ -285,8 +283,6 @@ class Connection:
         elif self._call is not None:
             self._watch(_UNWATCHED if self._call.oneway else 0)
             self._deadline = None
-        elif self._ended:
-            self.close()
         else:
             self._watch(select.EPOLLIN)
             now = self._server.loop.time()

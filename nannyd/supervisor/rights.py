@@ -65,17 +65,19 @@ def _groups(sock: socket.socket) -> frozenset[int] | None:
 def still_there(sock: socket.socket) -> bool:
     """Say whether the process that connected has its pid yet: what was read of that pid was then of it.
 
-    Without SO_PEERPIDFD nobody can tell, and it is taken for granted.
+    Without SO_PEERPIDFD nobody can tell, and it is taken for granted.  Raises OSError: no descriptor left.
     """
     try:
         (pidfd,) = _PIDFD.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD, _PIDFD.size))
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise
         return error.errno == errno.ENOPROTOOPT
     try:
         signal.pidfd_send_signal(pidfd, 0)
     except PermissionError:
         return True  # somebody else's, but there
-    except OSError:
+    except ProcessLookupError:
         return False
     finally:
         os.close(pidfd)

@@ -141,23 +141,33 @@ class Server:
             sock, _ = self._listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return
-        except OSError:  # no descriptor or memory left: to ask again at once would be to spin
-            self.epoll.modify(self._listener, 0)
-            self._later = self.loop.call_later(_ACCEPT_DELAY, self._accept_again)
+        except OSError:
+            self._back_off()
             return
         try:
             sock.setblocking(False)
             peer = read_peer(sock)
             right = self._right_of(peer, sock)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this connection only
+        except OSError:
+            sock.close()
+            self._back_off()
+        except Exception as error:  # noqa: BLE001 - a bug in the judgement must not end the supervisor
             sock.close()
             self.failed(error)
-            return
+        else:
+            self._admit(sock, peer, right)
+
+    def _admit(self, sock: socket.socket, peer: Peer, right: Right) -> None:
         if self._counts[right] < self.limits.connections[right]:
             self._counts[right] += 1
             self._connections[sock.fileno()] = Connection(self, sock, peer, right)
         else:
             sock.close()
+
+    def _back_off(self) -> None:
+        """No descriptor or memory is left for a connection: to ask again at once would be to spin."""
+        self.epoll.modify(self._listener, 0)
+        self._later = self.loop.call_later(_ACCEPT_DELAY, self._accept_again)
 
     def _accept_again(self) -> None:
         self._later = None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import varlink
-from harness import PATIENCE, eventually
+from harness import eventually
 from varlink_peer import INTERFACE, STANDARD, Line, written
 from varlink_service import DESCRIPTION
 
@@ -72,7 +72,7 @@ def test_the_client_of_varlink_reads_streams(client: varlink.Client) -> None:
         with pytest.raises(varlink.VarlinkError) as caught:
             list(connection.Count(-1, _more=True))
         assert caught.value.error() == f"{INTERFACE}.Wrong"
-        assert caught.value.parameters() == {"why": "less than nothing"}
+        assert caught.value.parameters() == {"why": "less than nothing, or too many"}
 
 
 # --- Answers ---
@@ -226,17 +226,15 @@ def test_who_says_no_more_is_answered(service: Service) -> None:
 
 def test_a_stream_ends_with_its_reader(service: Service, line: Line) -> None:
     before = line.statistics()
-    readers = service.lines(3)
-    for reader in readers:
-        reader.send(written("Listen", more=True))
-        assert reader.receive() == {"parameters": {"text": "listening"}, "continues": True}
-    assert line.get("Tell", size=5) == {"heard": 3}
-    assert [reader.receive()["parameters"] for reader in readers] == [{"text": "xxxxx"}] * 3
-    readers.pop().close()
-    eventually(lambda: line.statistics()["closed"] == before["closed"] + 1, "one reader is gone")
-    assert line.get("Tell", size=1) == {"heard": 2}
-    for reader in readers:
-        reader.close()
+    with service.lines(3) as readers:
+        for reader in readers:
+            reader.send(written("Listen", more=True))
+            assert reader.receive() == {"parameters": {"text": "listening"}, "continues": True}
+        assert line.get("Tell", size=5) == {"heard": 3}
+        assert [reader.receive()["parameters"] for reader in readers] == [{"text": "xxxxx"}] * 3
+        readers[0].close()
+        eventually(lambda: line.statistics()["closed"] == before["closed"] + 1, "one reader is gone")
+        assert line.get("Tell", size=1) == {"heard": 2}
     eventually(lambda: line.statistics()["connections"] == before["connections"], "all are gone")
 
 
@@ -271,10 +269,27 @@ def test_everybody_may_connect(service: Service) -> None:
 
 
 def in_process(loop: asyncio.AbstractEventLoop) -> served.Server:
-    """Return a server without methods of its own but `Wait`."""
+    """Return a server whose methods stop the loop when the caller is gone."""
 
     def wait(call: served.Call) -> None:
-        call.when_closed(lambda: loop.call_soon(loop.stop))
+        assert call.open
+        call.when_closed(loop.stop)
+
+    def tell(call: served.Call) -> None:
+        assert not call.more_reply({"text": "x" * 1_000_000})
+        assert not call.open
+        assert not call.more_reply({})
+        call.reply({})
+        call.when_closed(loop.stop)
+
+    def hint(call: served.Call) -> None:
+        assert not call.more_reply({"text": "hint"})
+        call.reply({"text": "answer"})
+
+    def answer(call: served.Call) -> None:
+        call.reply({})
+        assert not call.open
+        call.when_closed(lambda: pytest.fail("it was answered"))
 
     return served.Server(
         loop,
@@ -282,7 +297,10 @@ def in_process(loop: asyncio.AbstractEventLoop) -> served.Server:
             served.Interface(
                 INTERFACE,
                 "",
-                {"Wait": served.Method(Right.LOOK, wait, {})},
+                {
+                    handle.__name__.title(): served.Method(Right.LOOK, handle, {})
+                    for handle in (wait, tell, hint, answer)
+                },
                 lambda _: served.CallError(f"{INTERFACE}.Refused"),
             )
         ],
@@ -328,12 +346,39 @@ def test_without_connections_nothing_is_left_that_would_wake_the_loop(
     server.open(tmp_path / "control")
     with Line(tmp_path / "control") as line:
         line.send(written("Wait"))
-        loop.run_until_complete(asyncio.wait_for(asyncio.sleep(0), PATIENCE))
         while not server.connections:
             loop.run_until_complete(asyncio.sleep(0))
     loop.run_forever()  # until the hang-up is told
     assert server.connections == 0
     assert [timer for timer in loop._scheduled if not timer.cancelled()] == []  # type: ignore[attr-defined]
+    server.close()
+
+
+def test_nothing_at_all_is_answered_one_way(loop: asyncio.AbstractEventLoop, tmp_path: Path) -> None:
+    server = in_process(loop)
+    server.open(tmp_path / "control")
+    with Line(tmp_path / "control") as line:
+        line.send(written("Hint", oneway=True) + written("Answer"))
+        assert loop.run_until_complete(asyncio.to_thread(line.receive)) == {"parameters": {}}
+    server.close()
+
+
+def test_who_answers_learns_that_nobody_is_there(loop: asyncio.AbstractEventLoop, tmp_path: Path) -> None:
+    server = in_process(loop)
+    server.open(tmp_path / "control")
+    with Line(tmp_path / "control") as line:
+        line.send(written("Tell"))
+    loop.run_forever()  # ends, for it was told
+    assert server.connections == 0
+    server.close()
+
+
+def test_nobody_is_told_of_an_end_after_the_answer(loop: asyncio.AbstractEventLoop, tmp_path: Path) -> None:
+    server = in_process(loop)
+    server.open(tmp_path / "control")
+    with Line(tmp_path / "control") as line:
+        line.send(written("Answer") + written("Wait"))
+    loop.run_forever()  # until the hang-up is told, to the second one
     server.close()
 
 
@@ -346,6 +391,6 @@ def test_closing_tells_those_who_answer(loop: asyncio.AbstractEventLoop, tmp_pat
             loop.run_until_complete(asyncio.sleep(0))
         loop.run_until_complete(asyncio.sleep(0))
         server.close()
-        loop.run_forever()  # until it is told
+        loop.run_forever()  # ends, for it was told
         assert line.is_closed()
     assert server.connections == 0

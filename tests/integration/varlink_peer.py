@@ -7,7 +7,7 @@ import select
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,9 +30,18 @@ class Line:
     def __init__(self, path: Path) -> None:
         """Connect."""
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.connect(str(path))  # waits for its turn; with a timeout it would not
         self.socket.settimeout(PATIENCE)
-        self.socket.connect(str(path))
         self._received = bytearray()
+
+    @classmethod
+    def of(cls, descriptor: int) -> Self:
+        """Return the connection that somebody else has made."""
+        line = cls.__new__(cls)
+        line.socket = socket.socket(fileno=descriptor)
+        line.socket.settimeout(PATIENCE)
+        line._received = bytearray()
+        return line
 
     def __enter__(self) -> Self:
         """Return it."""
@@ -109,9 +118,16 @@ class Service:
         """Connect to it."""
         return Line(self.path)
 
-    def lines(self, number: int) -> list[Line]:
-        """Connect to it often."""
-        return [self.line() for _ in range(number)]
+    @contextlib.contextmanager
+    def lines(self, number: int) -> Iterator[list[Line]]:
+        """Connect to it often, and hang up; who replaces one has closed it."""
+        lines: list[Line] = []
+        try:
+            lines += (self.line() for _ in range(number))
+            yield lines
+        finally:
+            for line in lines:
+                line.close()
 
     def close(self) -> str:
         """Stop it and return what it wrote on standard error."""
@@ -123,23 +139,29 @@ class Service:
             return f"{self.process.communicate()[1]}\nit did not stop"
 
 
-def as_user(uid: int, gid: int, groups: list[int], act: Callable[[], Any]) -> Any:
-    """Return what *act* returns in a process of somebody else; JSON carries it over."""
+def as_user(
+    act: Callable[[], Any], uid: int, gid: int, groups: list[int], *, beside: Callable[[], None] | None = None
+) -> Any:
+    """Return what *act* returns in a process of somebody else, by way of JSON; do *beside* meanwhile."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
+        found: Any = None
         try:
-            os.close(reader)
             os.setgroups(groups)
             os.setgid(gid)
             os.setuid(uid)
-            os.write(writer, json.dumps(act()).encode())
-            os._exit(0)
+            found = {"returned": act()}
         except BaseException as error:  # noqa: BLE001 - the parent shall know
-            os.write(writer, json.dumps({"exception": repr(error)}).encode())
-            os._exit(1)
+            found = {"raised": repr(error)}
+        finally:
+            os.write(writer, json.dumps(found).encode())
+            os._exit(0)
     os.close(writer)
+    if beside is not None:
+        beside()
     with os.fdopen(reader, "rb") as stream:
-        found = json.loads(stream.read())
-    assert os.waitpid(child, 0)[1] == 0, found
-    return found
+        told = json.loads(stream.read())
+    os.waitpid(child, 0)
+    assert "returned" in told, told
+    return told["returned"]

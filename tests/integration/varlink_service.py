@@ -7,6 +7,7 @@ group database has in it), `uid` (to become first).
 """
 
 import asyncio
+import gc
 import json
 import os
 import resource
@@ -44,7 +45,6 @@ type Statistics (
   turns: int,
   held: float,
   timers: int,
-  descriptors: int,
   resident: int
 )
 
@@ -54,12 +54,13 @@ method Types(i: int, f: float, b: bool, s: string, mi: ?int, mf: ?float, mb: ?bo
 )
 method Note(text: string) -> ()
 method Big(size: int) -> (text: string)
+method Work(seconds: float) -> ()
 method Later(delay: float) -> (waited: float)
 method Never() -> ()
 method Count(n: int) -> (i: int)
 method Listen() -> (text: string)
 method Tell(size: int) -> (heard: int)
-method Odd() -> (values: []?float, path: string)
+method Odd() -> (values: object, path: string)
 method Broken() -> ()
 method Unwritable() -> ()
 method Who() -> (pid: int, uid: int, gid: int, right: int)
@@ -99,6 +100,7 @@ class Service:
         self.noted: list[str] = []
         self.listening: set[Call] = set()
         self.workers: set[int] = set()
+        self.statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
         limits = options.get("limits", {})
         if "connections" in limits:
             limits["connections"] = {Right[name]: number for name, number in limits["connections"].items()}
@@ -134,6 +136,7 @@ class Service:
             "Types": Method(look, lambda _, **given: {"got": repr(given)}, all_kinds),
             "Note": Method(look, self.note, text),
             "Big": Method(look, lambda _, size: {"text": "x" * size}, size),
+            "Work": Method(look, self.work, {"seconds": Kind.FLOAT}),
             "Later": Method(look, self.later, {"delay": Kind.FLOAT}),
             "Never": Method(look, self.never, {}),
             "Count": Method(look, self.count, number, streams=True),
@@ -159,6 +162,12 @@ class Service:
         self.noted.append(text)
         return {}
 
+    def work(self, _: Call, seconds: float) -> dict[str, Any]:
+        until = time.thread_time() + seconds
+        while time.thread_time() < until:
+            pass
+        return {}
+
     def later(self, call: Call, delay: float) -> None:
         self.loop.call_later(delay, lambda: call.reply({"waited": delay}))
 
@@ -169,8 +178,8 @@ class Service:
         self.closed += 1
 
     def count(self, call: Call, n: int) -> dict[str, Any]:
-        if n < 0:
-            raise CallError("org.example.test.Wrong", why="less than nothing")
+        if not 0 <= n <= 1_000:
+            raise CallError("org.example.test.Wrong", why="less than nothing, or too many")
         for i in range(n - 1):
             call.more_reply({"i": i})
         return {"i": n - 1}
@@ -210,8 +219,7 @@ class Service:
             "turns": self.server.turns,
             "held": self.server.held,
             "timers": sum(not timer.cancelled() for timer in self.loop._scheduled),  # type: ignore[attr-defined]
-            "descriptors": len(list(Path("/proc/self/fd").iterdir())),
-            "resident": int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize(),
+            "resident": int(os.pread(self.statm, 100, 0).split()[1]) * resource.getpagesize(),
         }
         self.server.held, self.server.turns = 0.0, 0
         return {"statistics": found}
@@ -229,6 +237,8 @@ def main() -> None:
     service = Service(loop, options)
     loop.add_signal_handler(signal.SIGTERM, loop.stop)
     service.server.open(path)
+    gc.collect()
+    gc.freeze()  # as nannyd.supervisor.main does
     print("open", flush=True)
     loop.run_forever()
     service.server.close()

@@ -165,12 +165,14 @@ PARTS = st.fixed_dictionaries(
 
 @given(PARTS)
 def test_whatever_is_in_a_message_it_is_a_call_or_nonsense(parts: dict[str, Any]) -> None:
+    raw = json.dumps(parts)
     try:
-        message = read_call(json.dumps(parts).encode())
+        message = read_call(raw.encode())
     except Nonsense:
         return
-    assert parts["method"] == message.method
-    assert (parts.get("parameters") or {}) == message.parameters
+    expected = json.loads(raw)  # two halves of a character beside each other are one there
+    assert expected["method"] == message.method
+    assert (expected.get("parameters") or {}) == message.parameters
 
 
 @given(st.binary(max_size=200))
