@@ -23,13 +23,11 @@ from nannyd.config import envfile
 from nannyd.config.compile import Request, Source, Surroundings
 from nannyd.config.machine import Machine, read_machine
 from nannyd.core.memory import Bound
+from nannyd.core.paths import SYSTEMD_IS_HERE
 from nannyd.core.units import name_problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-SYSTEMD_IS_HERE = Path("/run/systemd/system")
-"""sd_booted(3)."""
 
 _TIMEOUT = 5.0
 _DESTINATION = "org.freedesktop.systemd1"

@@ -8,6 +8,7 @@ must belong to the user alone: anybody can make a directory in /tmp.
 
 from __future__ import annotations
 
+import enum
 import errno
 import os
 import signal
@@ -18,6 +19,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+SYSTEMD_IS_HERE = Path("/run/systemd/system")
+"""sd_booted(3)."""
+
 SOCKET_PATH_MAX = 107
 """Bytes of a socket's path that fit into sockaddr_un, without the NUL (unix(7))."""
 
@@ -25,6 +29,14 @@ SUPERVISED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """The signals that the launcher leaves blocked for the supervisor it becomes."""
 
 _LONGEST_SOCKET = "notify-XXXXXXXX"
+_OF_THE_SYSTEM = Path("/run/nannyd")
+
+
+class Scope(enum.StrEnum):
+    """Whose instance it is, and which service manager would run it."""
+
+    SYSTEM = "system"
+    USER = "user"
 
 
 def runtime_directory(name: str, environ: Mapping[str, str]) -> Path:
@@ -32,10 +44,18 @@ def runtime_directory(name: str, environ: Mapping[str, str]) -> Path:
     if given := given_directory("RUNTIME_DIRECTORY", environ):
         return given
     if os.geteuid() == 0:
-        return Path("/run/nannyd") / name
+        return _OF_THE_SYSTEM / name
     if own := environ.get("XDG_RUNTIME_DIR"):
         return Path(own) / "nannyd" / name
     return _in_tmp() / name
+
+
+def parents(environ: Mapping[str, str]) -> list[tuple[Scope, Path]]:
+    """Return the directories in which running instances have theirs: the system's, and the caller's own."""
+    own = [_in_tmp()]
+    if runtime := environ.get("XDG_RUNTIME_DIR"):
+        own.insert(0, Path(runtime) / "nannyd")
+    return [(Scope.SYSTEM, _OF_THE_SYSTEM), *((Scope.USER, path) for path in own)]
 
 
 def given_directory(variable: str, environ: Mapping[str, str]) -> Path | None:

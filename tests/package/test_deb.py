@@ -142,7 +142,7 @@ def test_files_are_where_and_whose_they_should_be(here: Build) -> None:
     assert {owner for _, owner in files.values()} == {"root/root"}
     assert {mode for path, (mode, _) in files.items() if path.endswith("/")} == {"drwxr-xr-x"}
     executable = {path for path, (mode, _) in files.items() if mode == "-rwxr-xr-x"}
-    assert executable == {"/usr/bin/nannyd"}
+    assert executable == {"/usr/bin/nannyd", "/usr/bin/nannyctl"}
     for path in (
         *("/etc/nannyd/nannyd.toml", "/etc/default/nannyd", "/usr/lib/nannyd/nannyd.toml"),
         *("/usr/lib/systemd/system/nannyd@.service", "/usr/lib/systemd/system/system-nannyd.slice"),

@@ -133,6 +133,11 @@ def test_the_supervisor_does_without_what_is_dear(module: str) -> None:
     assert module not in loaded_by("nannyd.supervisor.main")
 
 
+@pytest.mark.parametrize("module", ["asyncio", "logging", "pydantic", "psutil", "random", "uuid"])
+def test_the_client_does_without_what_would_make_people_wait(module: str) -> None:
+    assert module not in loaded_by("nannyd.ctl.listing")
+
+
 def test_core_loads_nothing_but_the_standard_library() -> None:
     program = "import sys; before = set(sys.modules)\n"
     program += "".join(

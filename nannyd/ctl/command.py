@@ -1,0 +1,79 @@
+"""What was asked for on the command line, as every verb gets it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nannyd.core.paths import Scope
+from nannyd.ctl import instances
+from nannyd.ctl.render import clean
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from nannyd.ctl.instances import Instance
+    from nannyd.ctl.render import Style
+
+FAILED = 1
+"""The exit status when something did not work for at least one instance; the rest was done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What was asked for, and where."""
+
+    verb: str
+    names: list[str]
+    environ: Mapping[str, str]
+    style: Style
+    now: float
+    """Seconds since the epoch."""
+    all: bool = False
+    json: bool = False
+    scopes: tuple[Scope, ...] = tuple(Scope)
+    timeout: float | None = None
+    reason: str | None = None
+    lines: int = 10
+    full: bool = False
+    no_legend: bool = False
+
+    def find(self, *, patience: float | None = None) -> list[Instance]:
+        """Return all instances there are, those named asked for their status."""
+        return instances.find(self.environ, scopes=self.scopes, names=self.names, patience=patience)
+
+    def filtered(self, known: Sequence[Instance]) -> tuple[list[Instance], list[str]]:
+        """Return the instances of the names given, of every scope, and what is wrong with names.
+
+        Without names: all that have ever run, with `--all` all there are.
+        """
+        if not self.names:
+            return [one for one in known if self.all or one.is_listed], []
+        found, problems = self.chosen(known)
+        return [one for one in known if one in found or one.name in self.names], problems
+
+    def chosen(self, known: Sequence[Instance], *, up: bool = False) -> tuple[list[Instance], list[str]]:
+        """Return the instances meant, and what is wrong with names.
+
+        *up*: a pattern and `--all` mean what is up or has failed.
+        """
+        found: list[Instance] = []
+        problems: list[str] = []
+        names = [*self.names, *(["*"] if self.all and not self.names else [])]
+        for name in names:
+            try:
+                some = instances.choose(known, name)
+            except instances.NoInstanceError as error:
+                problems.append(clean(str(error)))
+                continue
+            if up and instances.is_pattern(name):
+                some = [one for one in some if one.is_up or one.active_state == "failed"]
+            found += [one for one in some if one not in found]
+        return found, problems
+
+
+def complain(message: str) -> None:
+    """Write what went wrong to standard error, each line clean."""
+    for line in message.split("\n"):
+        sys.stderr.write(f"{clean(line)}\n")

@@ -1,0 +1,209 @@
+"""`nannyctl list`: every instance, a line each.
+
+JSON: a list of objects, by name, with null for what is not known:
+
+    {"name", "scope": "system" | "user", "unit": the unit that systemd has loaded,
+     "state": systemd's word for the worker; `not answering`, `inactive`, `failed` where nannyd says nothing,
+     "activeState": inactive | activating | active | deactivating | failed,
+     "reason": why it is not simply running, in words,
+     "processId": nannyd's, "workerProcessId", "workerStartedAt": microseconds since the epoch,
+     "memoryWorkingSet", "memoryLimit": bytes, "restarts",
+     "lastResult", "lastWho", "lastExitAt": of the last life that is over}
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nannyd.core.errors import ExitCode
+from nannyd.ctl import render
+from nannyd.ctl.command import FAILED, complain
+from nannyd.ctl.render import Style, clean
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nannyd.ctl.command import Command
+    from nannyd.ctl.instances import Instance
+
+_HEADER = ("NAME", "STATE", "WORKER", "UPTIME", "MEMORY", "", "RESTARTS", "LAST")
+_RIGHT = frozenset({2, 3, 6})
+_NAME, _BAR, _LAST = 0, 5, 7
+_BAR_WIDTH = 10
+_LAST_LEAST = 12
+_NAME_LEAST = 8
+_GAP = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A text and its colour."""
+
+    text: str = ""
+    colour: str = ""
+
+
+Row = tuple[Cell, ...]
+
+
+def list_(command: Command) -> int:
+    """Print the instances.  One that is named and is not there makes the exit status 1."""
+    known, problems = command.filtered(command.find())
+    if command.json:
+        sys.stdout.write(render.dump_json([describe(one) for one in known]))
+    else:
+        sys.stdout.write(
+            listing(known, command.style, command.now, full=command.full, bare=command.no_legend)
+        )
+    for problem in problems:
+        complain(problem)
+    return FAILED if problems else ExitCode.CLEAN
+
+
+def describe(instance: Instance) -> dict[str, Any]:
+    """Return *instance* in the form that the head of this file gives."""
+    status, unit = instance.status, instance.unit
+    worker = None if status is None else status.worker
+    last = None if status is None else status.last_exit
+    return {
+        "name": instance.name,
+        "scope": instance.scope.value,
+        "unit": None if unit is None else unit.id,
+        "state": instance.state,
+        "activeState": instance.active_state,
+        "reason": instance.reason or None,
+        "processId": status.pid
+        if status is not None
+        else unit.main_pid or None
+        if unit is not None
+        else None,
+        "workerProcessId": None if worker is None else worker.pid,
+        "workerStartedAt": None if worker is None else round(worker.started_at * 1e6),
+        "memoryWorkingSet": None if status is None else status.memory.working_set,
+        "memoryLimit": None if status is None else status.memory.limit,
+        "restarts": None if status is None else status.restarts,
+        "lastResult": None if last is None else last.result,
+        "lastWho": None if last is None else last.who,
+        "lastExitAt": None if last is None else round(last.at * 1e6),
+    }
+
+
+# For people
+
+
+def listing(instances: Sequence[Instance], style: Style, now: float, *, full: bool, bare: bool) -> str:
+    """Return the table with its header and footer; *bare*: without them."""
+    rows = [row(instance, style, now) for instance in instances]
+    head = [tuple(Cell(text, render.BOLD) for text in _HEADER)] if not bare and rows else []
+    lines = lay_out([*head, *rows], 0 if full else style.width - _GAP if style.width else 0, style)
+    dots = [*(" " for _ in head), *(_dot(instance, style) for instance in instances)]
+    text = "".join(f"{dot} {line}\n" for dot, line in zip(dots, lines, strict=True))
+    if bare:
+        return text
+    count = len(instances)
+    return f"{text}\n" * bool(rows) + f"{count} instance{'' if count == 1 else 's'} listed.\n"
+
+
+def _dot(instance: Instance, style: Style) -> str:
+    """Return a dot for what needs a look, as `systemctl list-units` does."""
+    if instance.state == "not answering":
+        return style.paint("●" if style.utf8 else "*", render.RED)
+    return style.dot(instance.active_state) if instance.active_state == "failed" else " "
+
+
+def row(instance: Instance, style: Style, now: float) -> Row:
+    """Return the cells of one line."""
+    status = instance.status
+    worker = None if status is None else status.worker
+    memory = None if status is None else status.memory
+    share = 0.0
+    if memory is not None and memory.limit and memory.working_set is not None:
+        share = memory.working_set / memory.limit
+    colour = memory_colour(instance)
+    last, last_colour = _last(instance, now)
+    return (
+        Cell(clean(instance.name)),
+        Cell(clean(instance.state), state_colour(instance)),
+        Cell("-" if worker is None else str(worker.pid)),
+        Cell("-" if worker is None else render.span(now - worker.started_at)),
+        Cell("-" if memory is None else render.used_of(memory.working_set, memory.limit), colour),
+        Cell(render.bar(share, _BAR_WIDTH, utf8=style.utf8) if share and style.terminal else "", colour),
+        Cell("-" if status is None else str(status.restarts)),
+        Cell(last, last_colour),
+    )
+
+
+def state_colour(instance: Instance) -> str:
+    """Return the colour of the state."""
+    if instance.state == "not answering":
+        return render.RED
+    return render.STATE_COLOURS.get(instance.active_state, "")
+
+
+def memory_colour(instance: Instance) -> str:
+    """Return the colour of the memory used: yellow from the warning threshold on, red from the next."""
+    if instance.status is None or (used := instance.status.memory.working_set) is None:
+        return ""
+    memory = instance.status.memory
+    if memory.terminate is not None and used >= memory.terminate:
+        return render.RED
+    return render.YELLOW if memory.warn is not None and used >= memory.warn else ""
+
+
+def _last(instance: Instance, now: float) -> tuple[str, str]:
+    """Return what there is to say: why it is not running, or how the life before this one ended."""
+    colour = render.RED if instance.active_state == "failed" or instance.failure is not None else ""
+    if reason := instance.reason:
+        at = instance.unit.changed_at if instance.unit is not None and instance.failure is None else None
+        first = clean(reason.split("\n", 1)[0])
+        return (first if at is None else f"{first}, {render.span(now - at)} ago"), colour
+    status = instance.status
+    if status is None:
+        return "", ""
+    if status.state != "running":
+        return clean(status.sentence), colour
+    if status.last_exit is None:
+        return "-", ""
+    last = status.last_exit
+    return clean(f"{last.result}, by {last.who}, {render.span(now - last.at)} ago"), ""
+
+
+# Columns
+
+
+def lay_out(rows: Sequence[Row], width: int, style: Style) -> list[str]:
+    """Return a line for each row, in columns, at most *width* wide (0: as wide as it is)."""
+    if not rows:
+        return []
+    widths = [max(render.width_of(row[index].text) for row in rows) for index in range(len(rows[0]))]
+    if width:
+        _narrow(widths, width)
+    return [_line(row, widths, width, style) for row in rows]
+
+
+def _narrow(widths: list[int], width: int) -> None:
+    """Take from the last column, then the bars, then the name."""
+
+    def over() -> int:
+        used = [wide for wide in widths if wide]
+        return sum(used) + _GAP * (len(used) - 1) - width
+
+    widths[_LAST] -= max(0, min(over(), widths[_LAST] - _LAST_LEAST))
+    if over() > 0:
+        widths[_BAR] = 0
+    widths[_NAME] -= max(0, min(over(), widths[_NAME] - _NAME_LEAST))
+
+
+def _line(row: Row, widths: list[int], width: int, style: Style) -> str:
+    parts: list[str] = []
+    left = width or sum(widths) + _GAP * len(widths)
+    for index, (cell, wide) in enumerate(zip(row, widths, strict=True)):
+        if not wide or left <= 0:
+            continue
+        text = render.ellipsize(cell.text, min(wide, left), utf8=style.utf8)
+        padded = render.pad(text, min(wide, left), right=index in _RIGHT)
+        parts.append(padded.replace(text, style.paint(text, cell.colour), 1) if text else padded)
+        left -= wide + _GAP
+    return (" " * _GAP).join(parts).rstrip()

@@ -1,0 +1,204 @@
+"""The command `nannyctl`.
+
+    nannyctl [list] [PATTERN…]
+    nannyctl VERB NAME…
+
+Every verb is a line of VERBS and a module that is imported when it is wanted: `nannyctl list` is to be there
+at once.  A verb gets a Command and returns an exit status.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
+
+from nannyd import __version__
+from nannyd.core.errors import ExitCode
+from nannyd.core.paths import Scope
+from nannyd.core.units import parse_duration
+from nannyd.ctl import instances
+from nannyd.ctl.client import FailureError
+from nannyd.ctl.command import FAILED, Command, complain
+from nannyd.ctl.render import Style
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_HELP = """\
+usage: nannyctl [VERB] [NAME...] [options]
+
+Sees and steers the instances of nannyd on this host.
+
+"""
+_OPTIONS = """
+A NAME may be a pattern ('worker*').  Options:
+
+  -a, --all            every instance; with list also those that never ran
+      --json           JSON instead of text
+      --system|--user  only the system's instances, or only your own
+  -t, --timeout SPAN   how long to wait (5, 500ms, 1min 30s)
+      --reason TEXT    why, for the log
+  -n, --lines N        how many records to show
+  -l, --full           do not shorten
+  -q, --no-legend      neither header nor footer
+  -h, --help, --version
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """A verb of the command line."""
+
+    module: str
+    """Of this package; it has a function of the verb's name, `log_level`; `list_`."""
+    synopsis: str
+    help: str
+    options: frozenset[str] = frozenset()
+    """The options it takes beside `--json --system --user --all`."""
+
+
+def _verb(module: str, synopsis: str, text: str, *options: str) -> Verb:
+    return Verb(module, synopsis, text, frozenset(options))
+
+
+VERBS: dict[str, Verb] = {
+    "list": _verb(
+        "listing", "[NAME...]", "every instance, a line each (the default)", "timeout", "full", "no_legend"
+    ),
+    "status": _verb("status", "NAME...", "how an instance is, in full", "timeout", "lines", "full"),
+    "why": _verb("why", "NAME...", "how its last life ended, and why", "timeout", "full"),
+    "metrics": _verb("metrics", "[NAME...]", "all figures as OpenMetrics text", "timeout"),
+    "start": _verb("verbs", "NAME...", "start it, and wait until its worker is ready", "timeout"),
+    "stop": _verb("verbs", "NAME...", "end the worker and nannyd", "timeout", "reason"),
+    "restart": _verb("verbs", "NAME...", "end the worker and start the next", "timeout", "reason"),
+    "kill": _verb(
+        "verbs", "NAME...", "end the worker; the restart policy decides what follows", "timeout", "reason"
+    ),
+    "drain": _verb("verbs", "NAME...", "when the worker goes away, do not restart it", "reason"),
+    "reload": _verb("verbs", "NAME...", "read the configuration again", "timeout"),
+    "monitor": _verb("monitor", "NAME...", "what happens, as it happens"),
+    "plan": _verb("plans", "NAME", "the settings in force"),
+    "explain": _verb("plans", "NAME", "every setting and variable with its origin"),
+    "log-level": _verb("verbs", "NAME [LEVEL]", "show or set how much nannyd itself logs"),
+}
+
+_FUNCTIONS = {"list": "list_"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line *argv* (None: the process's own) and return the exit status."""
+    try:
+        status = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; nor must the interpreter complain at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.CLEAN
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except FailureError as failure:
+        complain(str(failure))
+        return FAILED
+    except Exception:  # noqa: BLE001 - a bug must not look like an instance that failed (1)
+        import traceback
+
+        sys.stderr.write(f"bug in nannyctl, please report it:\n{traceback.format_exc()}")
+        return ExitCode.INTERNAL_ERROR
+    return status
+
+
+def _dispatch(arguments: list[str]) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    options = _parser().parse_intermixed_args(arguments)
+    if options.help:
+        sys.stdout.write(_help())
+        return ExitCode.CLEAN
+    if options.version:
+        sys.stdout.write(f"nannyctl {__version__}\n")
+        return ExitCode.CLEAN
+    name, *names = options.words or ["list"]
+    if name not in VERBS:
+        return _usage(f"Unknown command verb {name!r}.")
+    verb = VERBS[name]
+    if problem := _misused(name, verb, options, names):
+        return _usage(problem)
+    command = Command(
+        name,
+        [instances.plain(word) for word in names],
+        os.environ,
+        Style.of_terminal(sys.stdout, os.environ),
+        time.clock_gettime(time.CLOCK_REALTIME),
+        all=options.all,
+        json=options.json,
+        scopes=tuple(Scope) if options.scope is None else (Scope(options.scope),),
+        timeout=options.timeout,
+        reason=options.reason,
+        lines=10 if options.lines is None else options.lines,
+        full=options.full,
+        no_legend=options.no_legend,
+    )
+    module = importlib.import_module(f"nannyd.ctl.{verb.module}")
+    status: int = getattr(module, _FUNCTIONS.get(name, name.replace("-", "_")))(command)
+    return status
+
+
+def _misused(name: str, verb: Verb, options: argparse.Namespace, names: list[str]) -> str | None:
+    for option in ("timeout", "reason", "lines", "full", "no_legend"):
+        if getattr(options, option) not in (None, False) and option not in verb.options:
+            return f"nannyctl {name} does not take --{option.replace('_', '-')}."
+    if not names and not options.all and verb.synopsis.startswith("NAME"):
+        return f"nannyctl {name} needs the name of an instance: nannyctl {name} {verb.synopsis}"
+    if verb.synopsis == "NAME" and (len(names) > 1 or options.all):
+        return f"nannyctl {name} takes one name."
+    return None
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise SystemExit(_usage(f"{message}."))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="nannyctl", add_help=False, allow_abbrev=False, exit_on_error=True)
+    parser.add_argument("words", nargs="*")
+    for flags in (("-h", "--help"), ("--version",), ("-a", "--all"), ("--json",), ("-l", "--full")):
+        parser.add_argument(*flags, action="store_true")
+    parser.add_argument("-q", "--no-legend", action="store_true")
+    parser.add_argument("--system", dest="scope", action="store_const", const=Scope.SYSTEM.value)
+    parser.add_argument("--user", dest="scope", action="store_const", const=Scope.USER.value)
+    parser.add_argument("-t", "--timeout", type=_span)
+    parser.add_argument("--reason")
+    parser.add_argument("-n", "--lines", type=_count)
+    return parser
+
+
+def _span(text: str) -> float:
+    try:
+        return parse_duration(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a duration; write 5, 500ms or 1min 30s") from None
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of lines; write 10")
+    return int(text)
+
+
+def _usage(message: str) -> int:
+    complain(f"{message}\nnannyctl --help lists the verbs.")
+    return ExitCode.USAGE
+
+
+def _help() -> str:
+    width = max(len(f"{name} {verb.synopsis}") for name, verb in VERBS.items())
+    lines = [f"  {f'{name} {verb.synopsis}':<{width}}  {verb.help}\n" for name, verb in VERBS.items()]
+    return _HELP + "".join(lines) + _OPTIONS

@@ -1,0 +1,351 @@
+"""The verbs that change something: start, stop, restart, kill, drain, reload, log-level.
+
+Where systemd runs an instance, starting and stopping are its jobs, so that `systemctl status` agrees
+and nothing restarts what was stopped.  All else goes to the control sockets, to all at once.
+
+JSON: a list of objects
+
+    {"name", "scope", "done": bool, "error": text or null, "reply": the method's parameters or null}
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from nannyd.core.errors import ExitCode
+from nannyd.core.paths import Scope, control_socket
+from nannyd.core.units import format_duration
+from nannyd.ctl import replies, units
+from nannyd.ctl.client import (
+    NANNY,
+    SERVICE,
+    FailureError,
+    NotListeningError,
+    Question,
+    RefusedError,
+    ask,
+)
+from nannyd.ctl.command import FAILED, complain
+from nannyd.ctl.render import dump_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from nannyd.ctl.command import Command
+    from nannyd.ctl.instances import Instance
+    from nannyd.ctl.units import Unit
+
+_GRACE = 5.0
+"""Seconds beside the timeout that was given, for the answer to arrive."""
+_PATIENCE = 5.0
+"""Seconds for what is answered at once."""
+_RELOAD_PATIENCE = 95.0
+"""Seconds; nannyd gives up on reading its configuration before."""
+_LEVELS = ("emerg", "alert", "crit", "err", "warning", "notice", "info", "debug")
+"""syslog(3), by number."""
+
+
+@dataclass(slots=True)
+class Deed:
+    """What was done to one instance."""
+
+    instance: Instance
+    error: str | None = None
+    reply: dict[str, Any] | None = None
+
+    def fail(self, error: str) -> None:
+        """Say what went wrong."""
+        self.error = error
+
+
+@dataclass(slots=True)
+class _Work:
+    """The deeds of one command."""
+
+    command: Command
+    deeds: list[Deed] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, command: Command, *, down: bool = False) -> _Work:
+        """Return what is meant; a pattern means what is up or has failed, or (*down*) everything."""
+        chosen, problems = command.chosen(command.find(), up=not down)
+        return cls(command, [Deed(instance) for instance in chosen], problems)
+
+    def finish(self, say: Callable[[Deed], str] = lambda _: "") -> int:
+        """Print what was done and what was not; return the exit status."""
+        if self.command.json:
+            sys.stdout.write(dump_json([_described(deed) for deed in self.deeds]))
+        for deed in self.deeds:
+            if deed.error is not None:
+                complain(f"{deed.instance.name}: {deed.error}")
+            elif not self.command.json and (text := say(deed)):
+                sys.stdout.write(text)
+        for problem in self.problems:
+            complain(problem)
+        failed = self.problems or any(deed.error is not None for deed in self.deeds)
+        return FAILED if failed else ExitCode.CLEAN
+
+
+def _described(deed: Deed) -> dict[str, Any]:
+    return {
+        "name": deed.instance.name,
+        "scope": deed.instance.scope.value,
+        "done": deed.error is None,
+        "error": deed.error,
+        "reply": deed.reply,
+    }
+
+
+# Verbs
+
+
+def start(command: Command) -> int:
+    """Start the worker of what is up, and the unit of what is down."""
+    work = _Work.of(command, down=True)
+    up = [deed for deed in work.deeds if deed.instance.answers or _is_hung(deed)]
+    _call(up, f"{NANNY}.Instantiate", _asked(command, "timeout"), _patience(command))
+    _run_jobs(command, "start", [deed for deed in work.deeds if deed not in up])
+    return work.finish()
+
+
+def stop(command: Command) -> int:
+    """End the instances; what is down stays so."""
+    work = _Work.of(command)
+    jobs = [deed for deed in work.deeds if deed.instance.unit is not None and deed.instance.unit.runs]
+    others = [deed for deed in work.deeds if deed not in jobs and deed.instance.is_up]
+    politely = command.timeout is not None or command.reason is not None
+    told = [*others, *(deed for deed in jobs if politely and deed.instance.status is not None)]
+    _call(told, f"{NANNY}.Terminate", _asked(command, "timeout", "reason"), _patience(command))
+    for deed in others:
+        _await_end(deed)
+    _run_jobs(command, "stop", [deed for deed in jobs if deed.error is None])
+    return work.finish()
+
+
+def restart(command: Command) -> int:
+    """Restart the worker of what is up, and the unit of what is down or has failed."""
+    work = _Work.of(command)
+    up = [deed for deed in work.deeds if deed.instance.answers or _is_hung(deed)]
+    _call(up, f"{NANNY}.Restart", _asked(command, "timeout", "reason"), _patience(command))
+    _run_jobs(command, "restart", [deed for deed in work.deeds if deed not in up])
+    return work.finish()
+
+
+def kill(command: Command) -> int:
+    """End the worker; what follows is the restart policy's."""
+    work = _Work.of(command)
+    _call(work.deeds, f"{NANNY}.Kill", _asked(command, "timeout", "reason"), _patience(command))
+    return work.finish()
+
+
+def drain(command: Command) -> int:
+    """Let the instance end with its worker."""
+    work = _Work.of(command)
+    _call(work.deeds, f"{NANNY}.CloseGracefully", _asked(command, "reason"), _PATIENCE)
+    return work.finish()
+
+
+def reload(command: Command) -> int:
+    """Put the configuration in force, and print what has changed."""
+    work = _Work.of(command)
+    patience = _RELOAD_PATIENCE if command.timeout is None else command.timeout
+    refused = _call(work.deeds, f"{NANNY}.Reload", {}, patience)
+    # Who may not ask nannyd may still be one whom systemd obeys.
+    jobs = [deed for deed in refused if deed.instance.unit is not None and deed.instance.unit.runs]
+    for deed in jobs:
+        deed.error = None
+    _run_jobs(command, "reload", jobs)
+    return work.finish(_changes)
+
+
+def _changes(deed: Deed) -> str:
+    from nannyd.ctl.render import clean
+
+    changes = (deed.reply or {}).get("changes")
+    return f"{clean(deed.instance.name)}: {clean(changes)}\n" if isinstance(changes, str) and changes else ""
+
+
+def log_level(command: Command) -> int:
+    """Show the level of nannyd's own log, or set it."""
+    from dataclasses import replace
+
+    names, levels = (command.names[:1], command.names[1:]) if not command.all else ([], command.names)
+    if len(levels) > 1:
+        complain("nannyctl log-level takes one NAME and one LEVEL.")
+        return ExitCode.USAGE
+    command = replace(command, names=names)
+    work = _Work.of(command)
+    if not levels:
+        return _show_levels(work)
+    level = _level(levels[0])
+    if level is None:
+        complain(f"{levels[0]!r} is not a level; write one of {', '.join(_LEVELS)}, or 0 to 7")
+        return FAILED
+    _call(work.deeds, f"{SERVICE}.SetLogLevel", {"level": level}, _PATIENCE)
+    return work.finish()
+
+
+def _show_levels(work: _Work) -> int:
+    from nannyd.ctl.render import clean
+
+    for deed in work.deeds:
+        status = deed.instance.status
+        if status is None:
+            deed.fail(deed.instance.reason or "it does not run")
+        elif status.log_level is None or not 0 <= status.log_level < len(_LEVELS):
+            deed.fail("its nannyd does not say")
+        else:
+            deed.reply = {"level": status.log_level}
+    alone = len(work.deeds) == 1
+
+    def say(deed: Deed) -> str:
+        word = _LEVELS[deed.reply["level"]] if deed.reply is not None else ""
+        return f"{word}\n" if alone else f"{clean(deed.instance.name)}: {word}\n"
+
+    return work.finish(say)
+
+
+def _level(text: str) -> int | None:
+    if text.isascii() and text.isdigit() and int(text) < len(_LEVELS):
+        return int(text)
+    words = {word: number for number, word in enumerate(_LEVELS)} | {"error": 3, "warn": 4}
+    return words.get(text.lower())
+
+
+# Calls
+
+
+def _asked(command: Command, *names: str) -> dict[str, Any]:
+    """Return the parameters that were given on the command line."""
+    given = {name: getattr(command, name) for name in names}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _patience(command: Command) -> float | None:
+    """Return how long to wait for an answer: without a timeout nannyd has its own, and gives one."""
+    return None if command.timeout is None else command.timeout + _GRACE
+
+
+def _is_hung(deed: Deed) -> bool:
+    failure = deed.instance.failure
+    return failure is not None and not isinstance(failure, NotListeningError)
+
+
+def _call(
+    deeds: Sequence[Deed], method: str, parameters: dict[str, Any], patience: float | None
+) -> list[Deed]:
+    """Call *method* of all that may answer; return those that were not permitted."""
+    asked: list[tuple[Deed, Question]] = []
+    for deed in deeds:
+        path = _socket(deed.instance)
+        if path is None:
+            deed.fail(_not_running(deed.instance))
+        elif _is_hung(deed) and not deed.instance.answers:
+            deed.fail(_advice(deed.instance))
+        else:
+            asked.append((deed, Question(path, method, parameters)))
+    refused = []
+    answers = ask([question for _, question in asked], patience=patience)
+    for (deed, _), answer in zip(asked, answers, strict=True):
+        if isinstance(answer, FailureError):
+            deed.fail(replies.words(answer))
+            if isinstance(answer, RefusedError) and answer.error == f"{NANNY}.NotPermitted":
+                refused.append(deed)
+        else:
+            deed.reply = answer
+    return refused
+
+
+def _socket(instance: Instance) -> Path | None:
+    gone = isinstance(instance.failure, NotListeningError)
+    return None if instance.directory is None or gone else control_socket(instance.directory)
+
+
+def _not_running(instance: Instance) -> str:
+    why = f" ({instance.reason})" if instance.reason else ""
+    right = f"; nannyctl start {instance.name} starts it" if instance.unit is not None else ""
+    return f"it does not run{why}{right}"
+
+
+def _advice(instance: Instance) -> str:
+    text = instance.reason
+    if instance.unit is None:
+        return text
+    scope = " --user" if instance.scope is Scope.USER else ""
+    return f"{text}; systemctl{scope} restart {instance.unit.id} ends it and starts it anew"
+
+
+def _await_end(deed: Deed) -> None:
+    """Wait until the process is gone: nannyd answers before it ends."""
+    if deed.error is not None or deed.instance.status is None:
+        return
+    try:
+        pidfd = os.pidfd_open(deed.instance.status.pid)
+    except OSError:
+        return
+    try:
+        if not select.select([pidfd], [], [], _GRACE)[0]:
+            deed.fail("its worker has ended, but nannyd has not")
+    finally:
+        os.close(pidfd)
+
+
+# Jobs
+
+
+def _run_jobs(command: Command, verb: str, deeds: Sequence[Deed]) -> None:
+    """Let systemd *verb* the units; what it says goes to the terminal."""
+    for scope in Scope:
+        some = []
+        for deed in deeds:
+            if deed.instance.scope is not scope:
+                continue
+            right = f"write nannyd run {deed.instance.name}"
+            if not units.is_managed(scope, command.environ.get("XDG_RUNTIME_DIR")):
+                deed.fail(f"it does not run, and no systemd is here to {verb} it; {right}")
+            elif not units.may_be_unit(deed.instance.name):
+                deed.fail(f"its name has a character that no unit's may have; {right}")
+            else:
+                some.append(deed)
+        if some:
+            _run_job(command, verb, scope, some)
+
+
+def _run_job(command: Command, verb: str, scope: Scope, deeds: Sequence[Deed]) -> None:
+    names = [units.unit_name(deed.instance.name) for deed in deeds]
+    try:
+        done = subprocess.run(
+            [*units.systemctl(scope), verb, "--", *names], check=False, timeout=command.timeout
+        )
+    except subprocess.TimeoutExpired:
+        for deed in deeds:
+            span = format_duration(command.timeout or 0.0)
+            deed.fail(f"not within {span}; what was asked of systemd goes on")
+        return
+    except OSError as error:
+        for deed in deeds:
+            deed.fail(f"systemctl cannot be run ({error.strerror})")
+        return
+    if done.returncode != 0:
+        now = units.details(scope, [deed.instance.name for deed in deeds])
+        for deed in deeds:
+            _judge(deed, verb, now.get(deed.instance.name))
+
+
+def _judge(deed: Deed, verb: str, unit: Unit | None) -> None:
+    """Say of one of several units whether the job that failed was its."""
+    if verb == "reload":
+        deed.fail("systemd could not reload it")
+    elif verb == "stop":
+        if unit is not None and unit.runs:
+            deed.fail("systemd did not stop it")
+    elif unit is None or unit.active_state != "active":
+        why = units.reason(unit) if unit is not None else ""
+        deed.fail(f"systemd did not {verb} it" + (f": {why}" if why else ""))
