@@ -31,4 +31,8 @@ def _remove(directory: Path) -> None:
         for name in files:
             Path(path, name).unlink()
         for name in directories:
-            Path(path, name).rmdir()
+            directory = Path(path, name)
+            if directory.is_symlink():  # to a directory: as nannyd 0.1 made it, or somebody else
+                directory.unlink()
+            else:
+                directory.rmdir()
