@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Iterator
 
-    from .instances import Nannyd, NannydFactory
+    from .instances import Nannyd, NannydFactory, UnitFactory
 
 MIB = 1 << 20
 SLEEP = "[worker]\ncommand = ['/usr/bin/sleep', 'infinity']\n[restart]\ndelay = 0\n"
@@ -254,6 +254,23 @@ def test_operators_may_look_and_restart_but_not_stop(nannyd: NannydFactory, oper
     assert "not permitted; needs " in refused("drain", "w", user=operator)
     assert "w: systemd did not stop it" in refused("stop", "w", user=operator)
     assert instance.show("ActiveState") == "active"
+
+
+def test_what_a_user_runs_in_the_foreground_is_found_and_stopped(unit: UnitFactory) -> None:
+    """No systemd runs it as an instance; its directory is one in /tmp."""
+    runs = unit("fg.service", "[Service]\nUser=bob\nExecStart=/usr/bin/nannyd run fg -- sleep infinity\n")
+    wait_until(lambda: nannyctl("status", "fg", user="bob").returncode == 0, "fg to run")
+    one = listed("fg", user="bob")
+    assert (one["scope"], one["unit"], one["processId"]) == ("user", None, runs.main_pid)
+    assert "fg" not in done("list", user="alice")
+    worker = one["workerProcessId"]
+    assert done("restart", "fg", user="bob") == ""
+    assert listed("fg", user="bob")["workerProcessId"] != worker
+    assert done("stop", "fg", user="bob") == ""
+    runs.wait_for("inactive")
+    assert runs.show("Result") == "success"
+    gone = nannyctl("restart", "fg", user="bob")
+    assert (gone.returncode, gone.stderr) == (1, "there is no instance fg\n")
 
 
 @pytest.fixture
