@@ -126,6 +126,18 @@ def test_why_has_the_last_exit_and_what_led_to_it(nannyd: Host) -> None:
     assert run.stop() == 0
 
 
+def test_why_leaves_the_lives_before_the_last_one_out(nannyd: Host) -> None:
+    run = nannyd("--restart.delay=0", "--", "sleep", "60")
+    for _ in range(3):
+        send_signal(run.ready(), signal.SIGKILL)
+    run.ready()
+    with talking_to(run) as caller:
+        why = checked(caller, "Why")["ok"]
+    assert why["exit"]["generation"] == 3
+    assert [it["event"] for it in why["events"]] == ["worker-started", "worker-ready", "worker-failed"]
+    assert run.stop() == 0
+
+
 def test_before_any_end_there_is_nothing_to_ask_why_for(nannyd: Host) -> None:
     run = nannyd("--", "sleep", "60")
     run.ready()
