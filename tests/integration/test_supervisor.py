@@ -237,6 +237,7 @@ from nannyd.config import main
 execve = os.execve
 def late(*arguments):
     shutil.rmtree(os.environ["RUNTIME_DIRECTORY"])
+    open(os.environ["RUNTIME_DIRECTORY"], "w").close()
     execve(*arguments)
 os.execve = late
 sys.exit(main.main(["run", "t", *sys.argv[1:]]))
