@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +121,9 @@ async def life() -> dict[str, Any]:
             leaf.kill()
         else:
             leaf.signal(9)
-        assert await end(child, leaf) == (
+        status, evidence = await end(child, leaf)
+        assert (evidence.memory_peak or 0) > MIB
+        assert (status, replace(evidence, memory_peak=None)) == (
             WaitStatus(signal=9),
             Evidence(WaitStatus(signal=9)),
         )

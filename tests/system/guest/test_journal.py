@@ -38,6 +38,7 @@ def test_every_record_of_nannyd_has_its_documented_fields(nannyd: NannydFactory)
         "worker-ready",
         "worker-failed",
         "restarting",
+        "called",
         "reloaded",
         "stop-requested",
         "stopping-worker",
