@@ -31,7 +31,7 @@ from nannyd.ctl.client import (
     ask,
 )
 from nannyd.ctl.command import FAILED, complain
-from nannyd.ctl.render import dump_json
+from nannyd.ctl.render import LEVELS, dump_json, level_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -47,8 +47,6 @@ _PATIENCE = 5.0
 """Seconds for what is answered at once."""
 _RELOAD_PATIENCE = 95.0
 """Seconds; nannyd gives up on reading its configuration before."""
-_LEVELS = ("emerg", "alert", "crit", "err", "warning", "notice", "info", "debug")
-"""syslog(3), by number."""
 
 
 @dataclass(slots=True)
@@ -184,9 +182,9 @@ def log_level(command: Command) -> int:
     work = _Work.of(command)
     if not levels:
         return _show_levels(work)
-    level = _level(levels[0])
+    level = level_of(levels[0])
     if level is None:
-        complain(f"{levels[0]!r} is not a level; write one of {', '.join(_LEVELS)}, or 0 to 7")
+        complain(f"{levels[0]!r} is not a level; write one of {', '.join(LEVELS)}, or 0 to 7")
         return FAILED
     _call(work.deeds, f"{SERVICE}.SetLogLevel", {"level": level}, _PATIENCE)
     return work.finish()
@@ -199,24 +197,17 @@ def _show_levels(work: _Work) -> int:
         status = deed.instance.status
         if status is None:
             deed.fail(deed.instance.reason or "it does not run")
-        elif status.log_level is None or not 0 <= status.log_level < len(_LEVELS):
+        elif status.log_level is None or not 0 <= status.log_level < len(LEVELS):
             deed.fail("its nannyd does not say")
         else:
             deed.reply = {"level": status.log_level}
     alone = len(work.deeds) == 1
 
     def say(deed: Deed) -> str:
-        word = _LEVELS[deed.reply["level"]] if deed.reply is not None else ""
+        word = LEVELS[deed.reply["level"]] if deed.reply is not None else ""
         return f"{word}\n" if alone else f"{clean(deed.instance.name)}: {word}\n"
 
     return work.finish(say)
-
-
-def _level(text: str) -> int | None:
-    if text.isascii() and text.isdigit() and int(text) < len(_LEVELS):
-        return int(text)
-    words = {word: number for number, word in enumerate(_LEVELS)} | {"error": 3, "warn": 4}
-    return words.get(text.lower())
 
 
 # Calls
