@@ -247,6 +247,11 @@ def log_instant(at: float) -> str:
         return "?"
 
 
+def clock(at: float) -> str:
+    """Return the time of day."""
+    return time.strftime("%H:%M:%S", time.localtime(at))
+
+
 def priority_colour(priority: int) -> str:
     """Return the colour of a record, as journalctl has it."""
     if priority <= 3:

@@ -108,7 +108,7 @@ def start(command: Command) -> int:
     """Start the worker of what is up, and the unit of what is down."""
     work = _Work.of(command, down=True)
     up = [deed for deed in work.deeds if deed.instance.answers or _is_hung(deed)]
-    _call(up, f"{NANNY}.Instantiate", _asked(command, "timeout"), _patience(command))
+    tell(up, f"{NANNY}.Instantiate", _asked(command, "timeout"), _patience(command))
     _run_jobs(command, "start", [deed for deed in work.deeds if deed not in up])
     return work.finish()
 
@@ -120,7 +120,7 @@ def stop(command: Command) -> int:
     others = [deed for deed in work.deeds if deed not in jobs and deed.instance.is_up]
     politely = command.timeout is not None or command.reason is not None
     told = [*others, *(deed for deed in jobs if politely and deed.instance.status is not None)]
-    _call(told, f"{NANNY}.Terminate", _asked(command, "timeout", "reason"), _patience(command))
+    tell(told, f"{NANNY}.Terminate", _asked(command, "timeout", "reason"), _patience(command))
     for deed in others:
         _await_end(deed)
     _run_jobs(command, "stop", [deed for deed in jobs if deed.error is None])
@@ -131,7 +131,7 @@ def restart(command: Command) -> int:
     """Restart the worker of what is up, and the unit of what is down or has failed."""
     work = _Work.of(command)
     up = [deed for deed in work.deeds if deed.instance.answers or _is_hung(deed)]
-    _call(up, f"{NANNY}.Restart", _asked(command, "timeout", "reason"), _patience(command))
+    tell(up, f"{NANNY}.Restart", _asked(command, "timeout", "reason"), _patience(command))
     _run_jobs(command, "restart", [deed for deed in work.deeds if deed not in up])
     return work.finish()
 
@@ -139,14 +139,14 @@ def restart(command: Command) -> int:
 def kill(command: Command) -> int:
     """End the worker; what follows is the restart policy's."""
     work = _Work.of(command)
-    _call(work.deeds, f"{NANNY}.Kill", _asked(command, "timeout", "reason"), _patience(command))
+    tell(work.deeds, f"{NANNY}.Kill", _asked(command, "timeout", "reason"), _patience(command))
     return work.finish()
 
 
 def drain(command: Command) -> int:
     """Let the instance end with its worker."""
     work = _Work.of(command)
-    _call(work.deeds, f"{NANNY}.CloseGracefully", _asked(command, "reason"), _PATIENCE)
+    tell(work.deeds, f"{NANNY}.CloseGracefully", _asked(command, "reason"), _PATIENCE)
     return work.finish()
 
 
@@ -154,7 +154,7 @@ def reload(command: Command) -> int:
     """Put the configuration in force, and print what has changed."""
     work = _Work.of(command)
     patience = _RELOAD_PATIENCE if command.timeout is None else command.timeout
-    refused = _call(work.deeds, f"{NANNY}.Reload", {}, patience)
+    refused = tell(work.deeds, f"{NANNY}.Reload", {}, patience)
     # Who may not ask nannyd may still be one whom systemd obeys.
     jobs = [deed for deed in refused if deed.instance.unit is not None and deed.instance.unit.runs]
     for deed in jobs:
@@ -186,7 +186,7 @@ def log_level(command: Command) -> int:
     if level is None:
         complain(f"{levels[0]!r} is not a level; write one of {', '.join(LEVELS)}, or 0 to 7")
         return FAILED
-    _call(work.deeds, f"{SERVICE}.SetLogLevel", {"level": level}, _PATIENCE)
+    tell(work.deeds, f"{SERVICE}.SetLogLevel", {"level": level}, _PATIENCE)
     return work.finish()
 
 
@@ -229,7 +229,7 @@ def _is_hung(deed: Deed) -> bool:
     return failure is not None and not isinstance(failure, NotListeningError)
 
 
-def _call(
+def tell(
     deeds: Sequence[Deed], method: str, parameters: dict[str, Any], patience: float | None
 ) -> list[Deed]:
     """Call *method* of all that may answer; return those that were not permitted."""
