@@ -24,6 +24,7 @@ from nannyd.ctl.render import clean
 from nannyd.ctl.topview import Mode, Sight, View
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import FrameType
 
     from nannyd.ctl.command import Command
@@ -63,15 +64,35 @@ def top(command: Command) -> int:
     if problem := _terminal_problem():
         complain(problem)
         return FAILED
-    _, problems = command.chosen(command.find()) if command.names else ([], [])
+    _, problems = command.filtered(command.find() if command.names else [])
     for problem in problems:
         complain(problem)
     if problems:
         return FAILED
     signal.signal(signal.SIGTERM, _end)
-    watch = _Watch(command)
-    curses.wrapper(lambda window: _Screen(window, command, watch).run())
+    with _whole_screen(colour=command.style.colour) as window:
+        _Screen(window, command, _Watch(command)).run()
     return ExitCode.CLEAN
+
+
+@contextlib.contextmanager
+def _whole_screen(*, colour: bool) -> Iterator[curses.window]:
+    """Set the terminal up, and leave it as it was.  curses.wrapper() would paint in colours anyway."""
+    window = curses.initscr()
+    try:
+        curses.noecho()
+        curses.cbreak()
+        curses.set_escdelay(_ESCAPE_DELAY_MS)
+        window.keypad(True)
+        window.timeout(_PATIENCE_MS)
+        with contextlib.suppress(curses.error):
+            curses.curs_set(0)
+        if colour and curses.has_colors():
+            curses.start_color()
+            curses.use_default_colors()
+        yield window
+    finally:
+        curses.endwin()
 
 
 def _end(number: int, _: FrameType | None) -> NoReturn:
@@ -121,8 +142,7 @@ class _Watch(threading.Thread):
     def _look(self) -> Sight:
         command, log_of = self._command, self._log_of
         # Not as one that was named: nobody is waited for.
-        some = instances.find(command.environ, scopes=command.scopes)
-        some = command.chosen(some)[0] if command.names else [one for one in some if one.is_listed]
+        some, _ = command.filtered(instances.find(command.environ, scopes=command.scopes))
         log: list[str] = []
         if log_of is not None:
             plain = replace(command.style, colour=False)
@@ -163,12 +183,7 @@ class _Screen:
 
     def run(self) -> None:
         """Paint and hear until `q`."""
-        self._window.timeout(_PATIENCE_MS)
-        curses.set_escdelay(_ESCAPE_DELAY_MS)
-        with contextlib.suppress(curses.error):
-            curses.curs_set(0)
         if self._command.style.colour and curses.has_colors():
-            curses.use_default_colors()
             for colour in range(_BASIC_COLOURS):
                 curses.init_pair(colour + 1, colour, -1)
                 self._pairs[30 + colour] = curses.color_pair(colour + 1)
