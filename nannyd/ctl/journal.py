@@ -66,7 +66,9 @@ def journalctl(instances: Sequence[Instance], *options: str) -> list[str]:
     """Return the command line for what nannyd, the workers and systemd said of *instances*."""
     kinds = {Scope.SYSTEM: "--unit", Scope.USER: "--user-unit"}
     which = [f"{kinds[one.scope]}={units.unit_name(one.name)}" for one in instances]
-    return ["journalctl", *which, *options]
+    # Who reads her own journal only is not to be warned that she sees nothing of the system's.
+    quiet = [] if may_read(Scope.SYSTEM) else ["--quiet"]
+    return ["journalctl", *which, *quiet, *options]
 
 
 # The last lines

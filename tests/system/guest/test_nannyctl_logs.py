@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
 import re
+import select
+import shutil
 import subprocess
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pexpect
 import pytest
 
 from .instances import run_command, shell, wait_until
@@ -17,7 +19,6 @@ from .test_nannyctl import done, nannyctl
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from .instances import Nannyd, NannydFactory
 
@@ -27,12 +28,15 @@ command = {shell('echo "the worker begins"; echo "<3>something serious"; exec sl
 [restart]
 delay = 0
 """
-NEEDS = "to read its journal (the worker's lines, earlier lives) takes root or membership in the group systemd-journal"
+NEEDS = (
+    "to read its journal (the worker's lines, earlier lives) takes root or membership"
+    " in the group systemd-journal"
+)
 
 
 @pytest.fixture
 def talker(nannyd: NannydFactory) -> Nannyd:
-    """Return an instance whose worker has said something in each of two lives, which both are in the journal."""
+    """Return an instance whose worker has said something in each of two lives, all of it in the journal."""
     instance = nannyd(TALKER)
     done("restart", "w")
     wait_until(lambda: instance.journal.messages(instance.name).count("the worker begins") == 2, "two lives")
@@ -85,7 +89,7 @@ def test_what_is_asked_for_is_journalctls_to_choose(talker: Nannyd) -> None:
     assert [line["MESSAGE"] for line in serious] == ["something serious"] * 2
     assert lines(talker, "--boot")
     assert lines(talker, "-b", "--until=now")
-    assert lines(talker, "--until=2001-01-01") == []
+    assert done("logs", "w", "--json", "--until=2001-01-01") == ""
     other = nannyctl("logs", "w", "--since=someday")
     assert other.returncode == 1
     assert "someday" in other.stderr
@@ -110,21 +114,28 @@ def test_several_instances_are_shown_in_the_order_of_time(nannyd: NannydFactory)
 
 
 def test_following_shows_new_lines(talker: Nannyd) -> None:
-    child = pexpect.spawn("nannyctl", ["logs", "-f", "w"], encoding="utf-8", timeout=30, dimensions=(40, 200))
-    child.expect("something serious")
-    run_command(
-        "varlinkctl",
-        "call",
-        "/run/nannyd/w/control",
-        "io.nannyd.Nanny.LogEvent",
-        '{"topic":"t","message":"now"}',
-    )
-    child.expect(r"nannyd\[\d+\]: t: now")
-    done("kill", "w", "--timeout=0")
-    child.expect(r"w\[\d+\]: the worker begins")
-    child.sendintr()
-    child.expect(pexpect.EOF)
-    child.close()
+    with subprocess.Popen(["nannyctl", "logs", "-f", "w"], stdout=subprocess.PIPE) as follower:
+        try:
+            read_until(follower, r"the worker begins\n.*serious\n")
+            note = '{"topic": "note", "message": "now"}'
+            run_command("varlinkctl", "call", "/run/nannyd/w/control", "io.nannyd.Nanny.LogEvent", note)
+            read_until(follower, r" nannyd\[\d+\]: note: now\n")
+            done("kill", "w", "--timeout=0")
+            read_until(follower, r" w\[\d+\]: the worker begins\n")
+        finally:
+            follower.terminate()
+
+
+def read_until(process: subprocess.Popen[bytes], pattern: str) -> None:
+    """Read on until what was read matches *pattern*."""
+    assert process.stdout is not None
+    text, deadline = "", time.monotonic() + 20
+    while not re.search(pattern, text, re.DOTALL):
+        left = deadline - time.monotonic()
+        assert select.select([process.stdout], [], [], max(0, left))[0], f"no {pattern} in {text}"
+        more = os.read(process.stdout.fileno(), 1 << 16)
+        assert more, f"the end, and no {pattern} in {text}"
+        text += more.decode()
 
 
 def test_whoever_reads_may_stop_reading(talker: Nannyd) -> None:
@@ -161,19 +172,37 @@ def test_others_are_told_both_rights(talker: Nannyd) -> None:
     assert result.stderr.count("\n") == 1
 
 
-def test_users_read_of_their_own_instances(nannyd: NannydFactory) -> None:
-    """The journal of the guest is in memory, where no user has one of her own; root's is the system's."""
-    assert os.access(f"/run/log/journal/{machine()}/system.journal", os.R_OK)
-    assert not list(journal_files("user-"))
+@pytest.fixture
+def kept_journal() -> Iterator[None]:
+    """Let the journal be kept on the disk, as it usually is: then every user has one of her own."""
+    drop_in = Path("/run/systemd/journald.conf.d/zz-kept.conf")
+    drop_in.parent.mkdir(exist_ok=True)
+    drop_in.write_text("[Journal]\nStorage=persistent\n")
+    run_command("systemctl", "restart", "systemd-journald")
+    run_command("journalctl", "--flush")
+    yield
+    drop_in.unlink()
+    run_command("systemctl", "restart", "systemd-journald")
+    shutil.rmtree("/var/log/journal")
 
 
-def machine() -> str:
-    return run_command("cat", "/etc/machine-id").stdout.strip()
+def test_users_read_what_is_theirs(her_home: Path, kept_journal: None) -> None:
+    (her_home / "own.toml").write_text(TALKER)
+    assert done("start", "own", user="alice") == ""
+    wait_until(lambda: "something serious" in done("logs", "own", user="alice"), "her worker's lines")
+    found = [json.loads(line) for line in done("logs", "own", "--json", user="alice").splitlines()]
+    assert {"own", "nannyd", "systemd"} <= {line["SYSLOG_IDENTIFIER"] for line in found}
+    assert "something serious" in done("status", "own", user="alice")
+    done("stop", "own", user="alice")
 
 
-def journal_files(prefix: str) -> list[str]:
-    found = run_command("find", "/run/log/journal", "/var/log/journal", "-name", f"{prefix}*", check=False)
-    return found.stdout.split()
+def test_users_whose_journal_is_the_systems_see_what_nannyd_has(her_home: Path) -> None:
+    (her_home / "own.toml").write_text(TALKER)
+    assert done("start", "own", user="alice") == ""
+    result = nannyctl("logs", "own", user="alice")
+    assert (result.returncode, result.stderr) == (0, f"own: {NEEDS}; these are nannyd's own last records\n")
+    assert " is ready after " in result.stdout
+    done("stop", "own", user="alice")
 
 
 # Status
