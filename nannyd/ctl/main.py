@@ -86,7 +86,7 @@ VERBS: dict[str, Verb] = {
     ),
     "drain": _verb("verbs", "NAME...", "when the worker goes away, do not restart it", "reason"),
     "reload": _verb("verbs", "NAME...", "read the configuration again", "timeout"),
-    "top": _verb("top", "[NAME...]", "all instances, live, and keys to restart or kill them"),
+    "top": _verb("top", "[NAME...]", "all instances, live, and keys to restart or kill them", "reason"),
     "logs": _verb(
         "logs",
         "NAME...",
