@@ -35,9 +35,15 @@ class Command:
     scopes: tuple[Scope, ...] = tuple(Scope)
     timeout: float | None = None
     reason: str | None = None
-    lines: int = 10
+    lines: int | None = None
     full: bool = False
     no_legend: bool = False
+    follow: bool = False
+    boot: str | None = None
+    """Which run of the machine, as in `journalctl --boot=`; empty: the present one."""
+    since: str | None = None
+    until: str | None = None
+    priority: int | None = None
 
     def find(self, *, patience: float | None = None) -> list[Instance]:
         """Return all instances there are, those named asked for their status."""

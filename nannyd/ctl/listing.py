@@ -14,11 +14,11 @@ JSON: a list of objects, by name, with null for what is not known:
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nannyd.core.errors import ExitCode
 from nannyd.ctl import render
+from nannyd.ctl.columns import GAP, Cell, Columns, Row, painted
 from nannyd.ctl.command import FAILED, complain
 from nannyd.ctl.render import Style, clean
 
@@ -29,23 +29,8 @@ if TYPE_CHECKING:
     from nannyd.ctl.instances import Instance
 
 _HEADER = ("NAME", "STATE", "WORKER", "UPTIME", "MEMORY", "", "RESTARTS", "LAST")
-_RIGHT = frozenset({2, 3, 6})
-_NAME, _BAR, _LAST = 0, 5, 7
+_COLUMNS = Columns(bar=5, right=frozenset({2, 3, 6}))
 _BAR_WIDTH = 10
-_LAST_LEAST = 12
-_NAME_LEAST = 8
-_GAP = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """A text and its colour."""
-
-    text: str = ""
-    colour: str = ""
-
-
-Row = tuple[Cell, ...]
 
 
 def list_(command: Command) -> int:
@@ -97,20 +82,33 @@ def listing(instances: Sequence[Instance], style: Style, now: float, *, full: bo
     """Return the table with its header and footer; *bare*: without them."""
     rows = [row(instance, style, now) for instance in instances]
     head = [tuple(Cell(text, render.BOLD) for text in _HEADER)] if not bare and rows else []
-    lines = lay_out([*head, *rows], 0 if full else style.width - _GAP if style.width else 0, style)
-    dots = [*(" " for _ in head), *(_dot(instance, style) for instance in instances)]
-    text = "".join(f"{dot} {line}\n" for dot, line in zip(dots, lines, strict=True))
+    width = 0 if full or not style.width else style.width - GAP
+    lines = [painted(line, style) for line in _COLUMNS.fit([*head, *rows], width, utf8=style.utf8)]
+    dots = [*(Cell(" ") for _ in head), *(dot(instance, style) for instance in instances)]
+    text = "".join(
+        f"{style.paint(mark.text, mark.colour)} {line}\n" for mark, line in zip(dots, lines, strict=True)
+    )
     if bare:
         return text
     count = len(instances)
     return f"{text}\n" * bool(rows) + f"{count} instance{'' if count == 1 else 's'} listed.\n"
 
 
-def _dot(instance: Instance, style: Style) -> str:
+def dot(instance: Instance, style: Style) -> Cell:
     """Return a dot for what needs a look, as `systemctl list-units` does."""
     if instance.state == "not answering":
-        return style.paint("●" if style.utf8 else "*", render.RED)
-    return style.dot(instance.active_state) if instance.active_state == "failed" else " "
+        return Cell("●" if style.utf8 else "*", render.RED)
+    if instance.active_state == "failed":
+        return Cell("×" if style.utf8 else "x", render.RED)
+    return Cell(" ")
+
+
+def share(instance: Instance) -> float | None:
+    """Return the share of its limit that the worker uses."""
+    memory = None if instance.status is None else instance.status.memory
+    if memory is None or not memory.limit or memory.working_set is None:
+        return None
+    return memory.working_set / memory.limit
 
 
 def row(instance: Instance, style: Style, now: float) -> Row:
@@ -118,9 +116,7 @@ def row(instance: Instance, style: Style, now: float) -> Row:
     status = instance.status
     worker = None if status is None else status.worker
     memory = None if status is None else status.memory
-    share = 0.0
-    if memory is not None and memory.limit and memory.working_set is not None:
-        share = memory.working_set / memory.limit
+    used = share(instance)
     colour = memory_colour(instance)
     last, last_colour = _last(instance, now)
     return (
@@ -129,7 +125,7 @@ def row(instance: Instance, style: Style, now: float) -> Row:
         Cell("-" if worker is None else str(worker.pid)),
         Cell("-" if worker is None else render.span(now - worker.started_at)),
         Cell("-" if memory is None else render.used_of(memory.working_set, memory.limit), colour),
-        Cell(render.bar(share, _BAR_WIDTH, utf8=style.utf8) if share and style.terminal else "", colour),
+        Cell(render.bar(used, _BAR_WIDTH, utf8=style.utf8) if used and style.terminal else "", colour),
         Cell("-" if status is None else str(status.restarts)),
         Cell(last, last_colour),
     )
@@ -168,42 +164,3 @@ def _last(instance: Instance, now: float) -> tuple[str, str]:
         return "-", ""
     last = status.last_exit
     return clean(f"{last.result}, by {last.who}, {render.span(now - last.at)} ago"), ""
-
-
-# Columns
-
-
-def lay_out(rows: Sequence[Row], width: int, style: Style) -> list[str]:
-    """Return a line for each row, in columns, at most *width* wide (0: as wide as it is)."""
-    if not rows:
-        return []
-    widths = [max(render.width_of(row[index].text) for row in rows) for index in range(len(rows[0]))]
-    if width:
-        _narrow(widths, width)
-    return [_line(row, widths, width, style) for row in rows]
-
-
-def _narrow(widths: list[int], width: int) -> None:
-    """Take from the last column, then the bars, then the name."""
-
-    def over() -> int:
-        used = [wide for wide in widths if wide]
-        return sum(used) + _GAP * (len(used) - 1) - width
-
-    widths[_LAST] -= max(0, min(over(), widths[_LAST] - _LAST_LEAST))
-    if over() > 0:
-        widths[_BAR] = 0
-    widths[_NAME] -= max(0, min(over(), widths[_NAME] - _NAME_LEAST))
-
-
-def _line(row: Row, widths: list[int], width: int, style: Style) -> str:
-    parts: list[str] = []
-    left = width or sum(widths) + _GAP * len(widths)
-    for index, (cell, wide) in enumerate(zip(row, widths, strict=True)):
-        if not wide or left <= 0:
-            continue
-        text = render.ellipsize(cell.text, min(wide, left), utf8=style.utf8)
-        padded = render.pad(text, min(wide, left), right=index in _RIGHT)
-        parts.append(padded.replace(text, style.paint(text, cell.colour), 1) if text else padded)
-        left -= wide + _GAP
-    return (" " * _GAP).join(parts).rstrip()

@@ -25,7 +25,7 @@ from nannyd.core.units import parse_duration
 from nannyd.ctl import instances
 from nannyd.ctl.client import FailureError
 from nannyd.ctl.command import FAILED, Command, complain
-from nannyd.ctl.render import Style
+from nannyd.ctl.render import LEVELS, Style, level_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,6 +45,10 @@ A NAME may be a pattern ('worker*').  Options:
   -t, --timeout SPAN   how long to wait (5, 500ms, 1min 30s)
       --reason TEXT    why, for the log
   -n, --lines N        how many records to show
+  -f, --follow         show what comes later too
+  -b, --boot[=BOOT]    what was said since the machine started, or in an earlier run of it (-1)
+      --since, --until TIME  as journalctl(1) has it: "10:00", yesterday, -1h
+  -p, --priority LEVEL only what is as urgent: err, warning ... or 0 to 7
   -l, --full           do not shorten
   -q, --no-legend      neither header nor footer
   -h, --help, --version
@@ -82,6 +86,13 @@ VERBS: dict[str, Verb] = {
     ),
     "drain": _verb("verbs", "NAME...", "when the worker goes away, do not restart it", "reason"),
     "reload": _verb("verbs", "NAME...", "read the configuration again", "timeout"),
+    "top": _verb("top", "[NAME...]", "all instances, live, and keys to restart or kill them", "reason"),
+    "logs": _verb(
+        "logs",
+        "NAME...",
+        "what nannyd and the worker said",
+        *("follow", "lines", "boot", "since", "until", "priority"),
+    ),
     "monitor": _verb("monitor", "NAME...", "what happens, as it happens"),
     "plan": _verb("plans", "NAME", "the settings in force"),
     "explain": _verb("plans", "NAME", "every setting and variable with its origin"),
@@ -89,6 +100,8 @@ VERBS: dict[str, Verb] = {
 }
 
 _FUNCTIONS = {"list": "list_"}
+_OF_SOME = tuple(sorted(frozenset[str]().union(*(verb.options for verb in VERBS.values()))))
+"""The options that only some verbs take."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -117,6 +130,8 @@ def _dispatch(arguments: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    # Its value is optional, and is joined to it: `--boot w` means the instance w.
+    arguments = ["--boot=" if word in ("-b", "--boot") else word for word in arguments]
     options = _parser().parse_intermixed_args(arguments)
     if options.help:
         sys.stdout.write(_help())
@@ -139,11 +154,7 @@ def _dispatch(arguments: list[str]) -> int:
         all=options.all,
         json=options.json,
         scopes=tuple(Scope) if options.scope is None else (Scope(options.scope),),
-        timeout=options.timeout,
-        reason=options.reason,
-        lines=10 if options.lines is None else options.lines,
-        full=options.full,
-        no_legend=options.no_legend,
+        **{option: getattr(options, option) for option in _OF_SOME},
     )
     module = importlib.import_module(f"nannyd.ctl.{verb.module}")
     status: int = getattr(module, _FUNCTIONS.get(name, name.replace("-", "_")))(command)
@@ -151,7 +162,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _misused(name: str, verb: Verb, options: argparse.Namespace, names: list[str]) -> str | None:
-    for option in ("timeout", "reason", "lines", "full", "no_legend"):
+    for option in _OF_SOME:
         if getattr(options, option) not in (None, False) and option not in verb.options:
             return f"nannyctl {name} does not take --{option.replace('_', '-')}."
     if not names and not options.all and verb.synopsis.startswith("NAME"):
@@ -177,6 +188,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-t", "--timeout", type=_span)
     parser.add_argument("--reason")
     parser.add_argument("-n", "--lines", type=_count)
+    parser.add_argument("-f", "--follow", action="store_true")
+    for option in ("--boot", "--since", "--until"):
+        parser.add_argument(option)
+    parser.add_argument("-p", "--priority", type=_priority)
     return parser
 
 
@@ -191,6 +206,14 @@ def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of lines; write 10")
     return int(text)
+
+
+def _priority(text: str) -> int:
+    if (level := level_of(text)) is None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a level; write one of {', '.join(LEVELS)}, or 0 to 7"
+        )
+    return level
 
 
 def _usage(message: str) -> int:

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 from nannyd.core.errors import ExitCode
 from nannyd.core.paths import control_socket
 from nannyd.ctl import render, replies
-from nannyd.ctl.client import NANNY, Connection, FailureError, NonsenseError, NotListeningError, stream
+from nannyd.ctl.client import NANNY, Connection, FailureError, NotListeningError, stream
 from nannyd.ctl.command import FAILED, complain
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from nannyd.ctl.client import Reply
     from nannyd.ctl.command import Command
     from nannyd.ctl.instances import Instance
@@ -25,44 +27,59 @@ if TYPE_CHECKING:
 def monitor(command: Command) -> int:
     """Print events until all the instances are gone; 1 if one of them could not be heard."""
     chosen, problems = command.chosen(command.find(), up=True)
-    connections: list[tuple[Instance, Connection]] = []
-    for instance in chosen:
-        try:
-            connections.append((instance, _listen(instance)))
-        except FailureError as failure:
-            problems.append(f"{instance.name}: {replies.words(failure)}")
     for problem in problems:
         complain(problem)
-    failed = bool(problems)
+    failed = follow(command, chosen, f"{NANNY}.Monitor", {}, _event)
+    return FAILED if problems or failed else ExitCode.CLEAN
+
+
+def _event(reply: Reply) -> list[Event]:
+    return [replies.event_of(replies.Table(reply).table("event"))]
+
+
+def follow(
+    command: Command,
+    instances: Sequence[Instance],
+    method: str,
+    parameters: Reply,
+    read: Callable[[Reply], list[Event]],
+) -> bool:
+    """Print what *method* streams, *read* from each reply; return whether an instance could not be heard."""
+    failed = False
+    connections: list[tuple[Instance, Connection]] = []
+    for instance in instances:
+        try:
+            connections.append((instance, _call(instance, method, parameters)))
+        except FailureError as failure:
+            complain(f"{instance.name}: {replies.words(failure)}")
+            failed = True
     for instance, said in stream(connections):
-        if isinstance(said, FailureError):
-            if isinstance(said, NotListeningError):
-                _print_end(command, instance)
-            else:
-                failed = True
-                complain(f"{instance.name}: {replies.words(said)}")
-        else:
-            _print(command, instance, said)
+        try:
+            if isinstance(said, FailureError):
+                raise said
+            for event in read(said):
+                show(command, instance, event)
+        except NotListeningError:
+            _print_end(command, instance)
+        except FailureError as failure:
+            failed = True
+            complain(f"{instance.name}: {replies.words(failure)}")
         sys.stdout.flush()
-    return FAILED if failed else ExitCode.CLEAN
+    return failed
 
 
-def _listen(instance: Instance) -> Connection:
+def _call(instance: Instance, method: str, parameters: Reply) -> Connection:
     if instance.directory is None:
         raise NotListeningError(f"it does not run ({instance.reason or instance.state})")
     if instance.failure is not None and not instance.is_well:
         raise instance.failure
     connection = Connection(control_socket(instance.directory))
-    connection.send(f"{NANNY}.Monitor", {}, more=True)
+    connection.send(method, parameters, more=True)
     return connection
 
 
-def _print(command: Command, instance: Instance, said: Reply) -> None:
-    try:
-        event = replies.event_of(replies.Table(said).table("event"))
-    except NonsenseError as failure:
-        complain(f"{instance.name}: {failure}")
-        return
+def show(command: Command, instance: Instance, event: Event) -> None:
+    """Print one event."""
     sys.stdout.write(as_json(instance, event) if command.json else as_text(instance, event, command))
 
 

@@ -6,6 +6,7 @@ alone gets away from it.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,11 +46,30 @@ def of_worker(status: Status) -> list[Process]:
     return sorted(found, key=lambda process: (process.pid != worker.pid, process.pid))
 
 
-def _in_cgroup(path: str) -> list[int]:
+def cpu_time(status: Status) -> float | None:
+    """Return the seconds of CPU that the worker has used: its cgroup, or its main process alone."""
+    worker = status.worker
+    if worker is None:
+        return None
+    try:
+        if worker.control_group is not None and (directory := _directory(worker.control_group)) is not None:
+            usage = (directory / "cpu.stat").read_text().split()
+            return int(usage[usage.index("usage_usec") + 1]) / 1e6
+        fields = (_PROC / str(worker.pid) / "stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _directory(path: str) -> Path | None:
     parts = Path(path.lstrip("/")).parts
-    if ".." in parts:
+    return None if ".." in parts else _CGROUPS.joinpath(*parts)
+
+
+def _in_cgroup(path: str) -> list[int]:
+    directory = _directory(path)
+    if directory is None:
         return []
-    directory = _CGROUPS.joinpath(*parts)
     try:
         files = [directory / "cgroup.procs", *directory.rglob("*/cgroup.procs")]
         return [int(line) for file in files for line in file.read_text().split()]

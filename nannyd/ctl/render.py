@@ -92,6 +92,20 @@ def _columns(stream: TextIO, environ: Mapping[str, str]) -> int:
         return 80
 
 
+# Levels of records
+
+LEVELS = ("emerg", "alert", "crit", "err", "warning", "notice", "info", "debug")
+"""syslog(3), by number."""
+
+
+def level_of(text: str) -> int | None:
+    """Return the number of a level, or None where *text* is none."""
+    if text.isascii() and text.isdigit() and int(text) < len(LEVELS):
+        return int(text)
+    words = {word: number for number, word in enumerate(LEVELS)} | {"error": 3, "warn": 4}
+    return words.get(text.lower())
+
+
 # Strings of others
 
 
@@ -231,6 +245,11 @@ def log_instant(at: float) -> str:
         return time.strftime("%b %d %H:%M:%S", time.localtime(at))
     except (ValueError, OverflowError, OSError):
         return "?"
+
+
+def clock(at: float) -> str:
+    """Return the time of day."""
+    return time.strftime("%H:%M:%S", time.localtime(at))
 
 
 def priority_colour(priority: int) -> str:

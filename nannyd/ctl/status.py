@@ -5,7 +5,9 @@ not 0.
 
 JSON: a list of the objects of `nannyctl list --json`, each with
 
-    "status": the reply to Status(), "samples": that to History(), "events": the last records, oldest first,
+    "status": the reply to Status(), "samples": that to History(),
+    "events": nannyd's own last records, oldest first,
+    "lines": the last in the journal, [{"at", "priority", "source", "message"}],
     "processes": [{"processId", "parentProcessId", "command", "memory": bytes}]
 
 where nannyd does not answer, null and empty lists.
@@ -15,12 +17,12 @@ from __future__ import annotations
 
 import enum
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from nannyd.core.paths import control_socket
 from nannyd.core.units import format_duration
-from nannyd.ctl import processes, render, replies
+from nannyd.ctl import journal, processes, render, replies
 from nannyd.ctl.client import NANNY, FailureError, Question, ask
 from nannyd.ctl.command import complain
 from nannyd.ctl.listing import describe, memory_colour
@@ -31,11 +33,14 @@ if TYPE_CHECKING:
 
     from nannyd.ctl.command import Command
     from nannyd.ctl.instances import Instance
+    from nannyd.ctl.journal import Line
     from nannyd.ctl.processes import Process
     from nannyd.ctl.render import Style
     from nannyd.ctl.replies import Event, Sample, Status
 
 _PATIENCE = 5.0
+_JOURNAL_PATIENCE = 2.0
+_LINES = 10
 _LABEL = 10
 _HOUR = 3600.0
 _COLUMNS = 60
@@ -59,13 +64,15 @@ class Report:
     samples: list[Sample] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     """Oldest first."""
+    lines: list[Line] = field(default_factory=list)
+    """The last in the journal, oldest first, where we may read it: they have the events among them."""
     processes: list[Process] = field(default_factory=list)
 
 
 def status(command: Command) -> int:
     """Print the instances."""
     chosen, problems = command.chosen(command.find(patience=command.timeout))
-    reports = collect(chosen, command.lines)
+    reports = collect(chosen, _LINES if command.lines is None else command.lines)
     if command.json:
         sys.stdout.write(render.dump_json([_described(report) for report in reports]))
     else:
@@ -97,6 +104,9 @@ def collect(instances: Sequence[Instance], lines: int) -> list[Report]:
             _take(report, question, answer)
         except FailureError as failure:
             report.instance.failure = failure
+    tails = journal.tails(instances, lines, _JOURNAL_PATIENCE)
+    for report, tail in zip(reports.values(), tails, strict=True):
+        report.lines = tail
     return list(reports.values())
 
 
@@ -116,6 +126,7 @@ def _described(report: Report) -> dict[str, Any]:
         "status": None if found is None else found.raw,
         "samples": [{"at": round(one.at * 1e6), "workingSet": one.working_set} for one in report.samples],
         "events": [replies.described(event) for event in report.events],
+        "lines": [{**asdict(line), "at": round(line.at * 1e6)} for line in report.lines],
         "processes": [
             {
                 "processId": process.pid,
@@ -144,8 +155,8 @@ def text(report: Report, command: Command) -> str:
         lines += _of_status(report, instance.status, command)
     elif instance.unit is not None and instance.unit.status_text:
         lines += labelled("Status", f'"{clean(instance.unit.status_text)}"')
-    if report.events:
-        lines += ["", *(line for event in report.events for line in event_lines(event, style))]
+    if last := last_lines(report, style):
+        lines += ["", *last]
     if style.width and not command.full:
         lines = [render.shorten(line, style.width, utf8=style.utf8) for line in lines]
     return "\n".join(lines) + "\n"
@@ -285,6 +296,13 @@ def hour(samples: Sequence[Sample], found: Status, command: Command) -> str:
     top = float(found.memory.limit or highest)
     line = render.sparkline(values, top, utf8=command.style.utf8)
     return f"{line} highest {size(round(highest))}" if highest else ""
+
+
+def last_lines(report: Report, style: Style) -> list[str]:
+    """Return what was said last: by all, as the journal has it, or else by nannyd."""
+    if report.lines:
+        return [text for line in report.lines for text in journal.worded(line, style)]
+    return [text for event in report.events for text in event_lines(event, style)]
 
 
 def event_lines(event: Event, style: Style) -> list[str]:

@@ -31,7 +31,7 @@ from nannyd.ctl.client import (
     ask,
 )
 from nannyd.ctl.command import FAILED, complain
-from nannyd.ctl.render import dump_json
+from nannyd.ctl.render import LEVELS, dump_json, level_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -47,8 +47,6 @@ _PATIENCE = 5.0
 """Seconds for what is answered at once."""
 _RELOAD_PATIENCE = 95.0
 """Seconds; nannyd gives up on reading its configuration before."""
-_LEVELS = ("emerg", "alert", "crit", "err", "warning", "notice", "info", "debug")
-"""syslog(3), by number."""
 
 
 @dataclass(slots=True)
@@ -110,7 +108,7 @@ def start(command: Command) -> int:
     """Start the worker of what is up, and the unit of what is down."""
     work = _Work.of(command, down=True)
     up = [deed for deed in work.deeds if deed.instance.answers or _is_hung(deed)]
-    _call(up, f"{NANNY}.Instantiate", _asked(command, "timeout"), _patience(command))
+    tell(up, f"{NANNY}.Instantiate", _asked(command, "timeout"), _patience(command))
     _run_jobs(command, "start", [deed for deed in work.deeds if deed not in up])
     return work.finish()
 
@@ -122,7 +120,7 @@ def stop(command: Command) -> int:
     others = [deed for deed in work.deeds if deed not in jobs and deed.instance.is_up]
     politely = command.timeout is not None or command.reason is not None
     told = [*others, *(deed for deed in jobs if politely and deed.instance.status is not None)]
-    _call(told, f"{NANNY}.Terminate", _asked(command, "timeout", "reason"), _patience(command))
+    tell(told, f"{NANNY}.Terminate", _asked(command, "timeout", "reason"), _patience(command))
     for deed in others:
         _await_end(deed)
     _run_jobs(command, "stop", [deed for deed in jobs if deed.error is None])
@@ -133,7 +131,7 @@ def restart(command: Command) -> int:
     """Restart the worker of what is up, and the unit of what is down or has failed."""
     work = _Work.of(command)
     up = [deed for deed in work.deeds if deed.instance.answers or _is_hung(deed)]
-    _call(up, f"{NANNY}.Restart", _asked(command, "timeout", "reason"), _patience(command))
+    tell(up, f"{NANNY}.Restart", _asked(command, "timeout", "reason"), _patience(command))
     _run_jobs(command, "restart", [deed for deed in work.deeds if deed not in up])
     return work.finish()
 
@@ -141,14 +139,14 @@ def restart(command: Command) -> int:
 def kill(command: Command) -> int:
     """End the worker; what follows is the restart policy's."""
     work = _Work.of(command)
-    _call(work.deeds, f"{NANNY}.Kill", _asked(command, "timeout", "reason"), _patience(command))
+    tell(work.deeds, f"{NANNY}.Kill", _asked(command, "timeout", "reason"), _patience(command))
     return work.finish()
 
 
 def drain(command: Command) -> int:
     """Let the instance end with its worker."""
     work = _Work.of(command)
-    _call(work.deeds, f"{NANNY}.CloseGracefully", _asked(command, "reason"), _PATIENCE)
+    tell(work.deeds, f"{NANNY}.CloseGracefully", _asked(command, "reason"), _PATIENCE)
     return work.finish()
 
 
@@ -156,7 +154,7 @@ def reload(command: Command) -> int:
     """Put the configuration in force, and print what has changed."""
     work = _Work.of(command)
     patience = _RELOAD_PATIENCE if command.timeout is None else command.timeout
-    refused = _call(work.deeds, f"{NANNY}.Reload", {}, patience)
+    refused = tell(work.deeds, f"{NANNY}.Reload", {}, patience)
     # Who may not ask nannyd may still be one whom systemd obeys.
     jobs = [deed for deed in refused if deed.instance.unit is not None and deed.instance.unit.runs]
     for deed in jobs:
@@ -184,11 +182,11 @@ def log_level(command: Command) -> int:
     work = _Work.of(command)
     if not levels:
         return _show_levels(work)
-    level = _level(levels[0])
+    level = level_of(levels[0])
     if level is None:
-        complain(f"{levels[0]!r} is not a level; write one of {', '.join(_LEVELS)}, or 0 to 7")
+        complain(f"{levels[0]!r} is not a level; write one of {', '.join(LEVELS)}, or 0 to 7")
         return FAILED
-    _call(work.deeds, f"{SERVICE}.SetLogLevel", {"level": level}, _PATIENCE)
+    tell(work.deeds, f"{SERVICE}.SetLogLevel", {"level": level}, _PATIENCE)
     return work.finish()
 
 
@@ -199,24 +197,17 @@ def _show_levels(work: _Work) -> int:
         status = deed.instance.status
         if status is None:
             deed.fail(deed.instance.reason or "it does not run")
-        elif status.log_level is None or not 0 <= status.log_level < len(_LEVELS):
+        elif status.log_level is None or not 0 <= status.log_level < len(LEVELS):
             deed.fail("its nannyd does not say")
         else:
             deed.reply = {"level": status.log_level}
     alone = len(work.deeds) == 1
 
     def say(deed: Deed) -> str:
-        word = _LEVELS[deed.reply["level"]] if deed.reply is not None else ""
+        word = LEVELS[deed.reply["level"]] if deed.reply is not None else ""
         return f"{word}\n" if alone else f"{clean(deed.instance.name)}: {word}\n"
 
     return work.finish(say)
-
-
-def _level(text: str) -> int | None:
-    if text.isascii() and text.isdigit() and int(text) < len(_LEVELS):
-        return int(text)
-    words = {word: number for number, word in enumerate(_LEVELS)} | {"error": 3, "warn": 4}
-    return words.get(text.lower())
 
 
 # Calls
@@ -238,7 +229,7 @@ def _is_hung(deed: Deed) -> bool:
     return failure is not None and not isinstance(failure, NotListeningError)
 
 
-def _call(
+def tell(
     deeds: Sequence[Deed], method: str, parameters: dict[str, Any], patience: float | None
 ) -> list[Deed]:
     """Call *method* of all that may answer; return those that were not permitted."""

@@ -149,9 +149,10 @@ def test_files_are_where_and_whose_they_should_be(here: Build) -> None:
         *("/usr/lib/systemd/user/nannyd@.service", "/usr/lib/systemd/catalog/nannyd.catalog"),
         *("/usr/lib/sysusers.d/nannyd.conf", "/usr/share/polkit-1/rules.d/nannyd.rules"),
         *("/usr/share/man/man8/nannyd.8.gz", "/usr/share/man/man5/nannyd.toml.5.gz"),
-        "/usr/share/bash-completion/completions/nannyd",
-        "/usr/share/zsh/vendor-completions/_nannyd",
-        "/usr/share/fish/vendor_completions.d/nannyd.fish",
+        "/usr/share/man/man1/nannyctl.1.gz",
+        *(f"/usr/share/bash-completion/completions/{name}" for name in ("nannyd", "nannyctl")),
+        *(f"/usr/share/zsh/vendor-completions/_{name}" for name in ("nannyd", "nannyctl")),
+        *(f"/usr/share/fish/vendor_completions.d/{name}.fish" for name in ("nannyd", "nannyctl")),
         "/usr/share/doc/nannyd/examples/drop-ins/hardened.conf",
     ):
         assert files[path] == ("-rw-r--r--", "root/root")
@@ -168,12 +169,17 @@ def test_manual_pages_are_shown_without_a_warning(here: Build) -> None:
 
 def test_fish_completes(here: Build) -> None:
     lines = ["nannyd ru", "nannyd run ", "nannyd run worker1 --memory.mode=", "nannyd run worker1 --nanny.un"]
+    lines += ["nannyctl stat", "nannyctl why wor", "nannyctl logs -p warn", "nannyctl log-level worker1 not"]
     completions = "; ".join(f'complete -C "{line}"' for line in lines)
     said = here.in_chroot(f"{INSTALL}\ntouch /etc/nannyd/worker1.toml\nfish -c '{completions}'")
     assert "run\tsupervise one instance" in said
     assert "worker1\n" in said
     assert "--memory.mode=cgroup" in said
     assert "--nanny.unset\t" in said
+    assert "status\thow an instance is, in full" in said
+    assert said.count("worker1\n") == 2
+    assert "warning" in said
+    assert "notice" in said
 
 
 # A terminal in which somebody types TAB.
@@ -187,9 +193,11 @@ expect() {
 }
 zpty -w shell 'PS1=; autoload -U compinit; compinit -u; stty cols 200; print begin""ning'
 expect beginning
-for typed wanted in exp explain 'run wor' worker1 'run worker1 --memory.mo' --memory.mode= \
-    'run worker1 --memory.mode=p' '=poll' 'run worker1 -- mkfif' mkfifo; do
-    zpty -w -n shell $'\x15'"nannyd $typed"$'\t'
+for typed wanted in 'nannyd exp' explain 'nannyd run wor' worker1 \
+    'nannyd run worker1 --memory.mo' --memory.mode= 'nannyd run worker1 --memory.mode=p' '=poll' 'nannyd run worker1 -- mkfif' mkfifo \
+    'nannyctl stat' status 'nannyctl status wor' worker1 'nannyctl logs --prio' --priority= \
+    'nannyctl logs worker1 -p warn' warning 'nannyctl log-level worker1 noti' notice; do
+    zpty -w -n shell $'\x15'"$typed"$'\t'
     expect $wanted
 done
 """

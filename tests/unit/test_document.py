@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+from bash_completion import completer
 
 from nannyd.config import document
 from nannyd.config.compile import LOG_LEVELS
@@ -139,24 +139,7 @@ def bash(tmp_path_factory: pytest.TempPathFactory) -> Any:
     directory = tmp_path_factory.mktemp("bash")
     script = directory / "nannyd.bash"
     script.write_text(document.fill((TOP / "packaging/completions/nannyd.bash.in").read_text()))
-    (directory / "nannyd").mkdir()
-    for name in ("nannyd", "worker1", "web"):
-        (directory / f"nannyd/{name}.toml").touch()
-
-    def complete(*words: str) -> list[str]:
-        program = f'compopt() {{ :; }}; . "{script}"; COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)); _nannyd; '
-        program += 'printf "%s\\n" "${COMPREPLY[@]}"'
-        result = subprocess.run(
-            ["bash", "-c", program, "bash", *words],
-            check=True,
-            capture_output=True,
-            text=True,
-            env={"XDG_CONFIG_HOME": str(directory), "HOME": str(directory), "PATH": "/usr/bin:/bin"},
-        )
-        assert result.stderr == ""
-        return result.stdout.split()
-
-    return complete
+    return completer(script, directory)
 
 
 def test_bash_completes_commands_and_instances(bash: Any) -> None:

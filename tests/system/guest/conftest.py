@@ -4,6 +4,8 @@ After every test no unit, no process of a unit and no core dump is left, or the 
 """
 
 import json
+import pwd
+import shutil
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +21,7 @@ from .instances import (
     Run,
     Unit,
     UnitFactory,
+    as_user,
     run_command,
     wait_until,
 )
@@ -111,6 +114,24 @@ def nannyd(journal: Journal) -> Iterator[NannydFactory]:
         made.clear()
     assert not leftover, f"processes outlived {', '.join(leftover)}"
     assert not bugs, "\n".join(bugs)
+
+
+@pytest.fixture
+def her_home() -> Iterator[Path]:
+    """Where alice configures instances of her own, while her service manager runs."""
+    alice = pwd.getpwnam("alice")
+    place = Path(alice.pw_dir, ".config/nannyd")
+    run_command("loginctl", "enable-linger", "alice")
+    running = ("systemctl", "--user", "is-system-running")
+    wait_until(
+        lambda: run_command(*as_user("alice"), *running, check=False).stdout.strip() == "running",
+        "her manager",
+    )
+    place.mkdir(parents=True)
+    yield place
+    run_command("loginctl", "disable-linger", "alice")
+    run_command("systemctl", "stop", f"user@{alice.pw_uid}.service")
+    shutil.rmtree(Path(alice.pw_dir, ".config"))
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """Units of the guest, and instances of nannyd among them, as the tests see them."""
 
 import json
+import pwd
 import re
 import shutil
 import subprocess
@@ -34,6 +35,15 @@ def run_command(
         words = " ".join(map(str, argv))
         pytest.fail(f"{words}: exit status {result.returncode}\n{result.stdout}{result.stderr}")
     return result
+
+
+def as_user(user: str | None) -> tuple[str, ...]:
+    """Return the start of a command line by which *user* runs the rest of it."""
+    if user is None:
+        return ()
+    entry = pwd.getpwnam(user)
+    variables = (f"HOME={entry.pw_dir}", f"XDG_RUNTIME_DIR=/run/user/{entry.pw_uid}")
+    return ("runuser", "-u", user, "--", "env", *variables)
 
 
 def wait_until(condition: Callable[[], T], what: str, *, timeout: float = 10.0) -> T:

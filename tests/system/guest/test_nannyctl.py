@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import pwd
 import re
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .instances import CONFIGURATION, rude, run_command, wait_until
+from .instances import CONFIGURATION, as_user, rude, run_command, wait_until
 
 if TYPE_CHECKING:
     import subprocess
@@ -27,15 +25,6 @@ LIMITED = SLEEP + "[memory]\nlimit = '64M'\n"
 def nannyctl(*words: str, user: str | None = None) -> subprocess.CompletedProcess[str]:
     """Run the installed command, as root or as *user*."""
     return run_command(*as_user(user), "nannyctl", *words, check=False)
-
-
-def as_user(user: str | None) -> tuple[str, ...]:
-    """Return the start of a command line by which *user* runs the rest of it."""
-    if user is None:
-        return ()
-    entry = pwd.getpwnam(user)
-    variables = (f"HOME={entry.pw_dir}", f"XDG_RUNTIME_DIR=/run/user/{entry.pw_uid}")
-    return ("runuser", "-u", user, "--", "env", *variables)
 
 
 def done(*words: str, user: str | None = None) -> str:
@@ -271,24 +260,6 @@ def test_what_a_user_runs_in_the_foreground_is_found_and_stopped(unit: UnitFacto
     assert runs.show("Result") == "success"
     gone = nannyctl("restart", "fg", user="bob")
     assert (gone.returncode, gone.stderr) == (1, "there is no instance fg\n")
-
-
-@pytest.fixture
-def her_home() -> Iterator[Path]:
-    """Where alice configures instances of her own, while her service manager runs."""
-    alice = pwd.getpwnam("alice")
-    place = Path(alice.pw_dir, ".config/nannyd")
-    run_command("loginctl", "enable-linger", "alice")
-    running = ("systemctl", "--user", "is-system-running")
-    wait_until(
-        lambda: run_command(*as_user("alice"), *running, check=False).stdout.strip() == "running",
-        "her manager",
-    )
-    place.mkdir(parents=True)
-    yield place
-    run_command("loginctl", "disable-linger", "alice")
-    run_command("systemctl", "stop", f"user@{alice.pw_uid}.service")
-    shutil.rmtree(Path(alice.pw_dir, ".config"))
 
 
 def test_a_user_has_instances_of_her_own_beside_those_of_the_system(

@@ -1,0 +1,78 @@
+"""Tables: cells in columns that are narrowed until they fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nannyd.ctl import render
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nannyd.ctl.render import Style
+
+GAP = 2
+_LAST_LEAST = 12
+_NAME_LEAST = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A text and its colour."""
+
+    text: str = ""
+    colour: str = ""
+
+
+Row = tuple[Cell, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What each column is, by its index: the name is the first, what there is to say the last."""
+
+    bar: int
+    right: frozenset[int]
+    """Those of figures."""
+
+    def fit(self, rows: Sequence[Row], width: int, *, utf8: bool) -> list[Row]:
+        """Return *rows* filled up to columns, at most *width* wide (0: as wide as it is) with the gaps."""
+        if not rows:
+            return []
+        widths = [max(render.width_of(row[index].text) for row in rows) for index in range(len(rows[0]))]
+        if width:
+            self._narrow(widths, width)
+        return [self._row(row, widths, width, utf8=utf8) for row in rows]
+
+    def _narrow(self, widths: list[int], width: int) -> None:
+        """Take from the last column, then the bars, then the name."""
+
+        def over() -> int:
+            used = [wide for wide in widths if wide]
+            return sum(used) + GAP * (len(used) - 1) - width
+
+        widths[-1] -= max(0, min(over(), widths[-1] - _LAST_LEAST))
+        if over() > 0:
+            widths[self.bar] = 0
+        widths[0] -= max(0, min(over(), widths[0] - _NAME_LEAST))
+
+    def _row(self, row: Row, widths: list[int], width: int, *, utf8: bool) -> Row:
+        cells: list[Cell] = []
+        left = width or sum(widths) + GAP * len(widths)
+        for index, (cell, wide) in enumerate(zip(row, widths, strict=True)):
+            if not wide or left <= 0:
+                continue
+            text = render.ellipsize(cell.text, min(wide, left), utf8=utf8)
+            cells.append(Cell(render.pad(text, min(wide, left), right=index in self.right), cell.colour))
+            left -= wide + GAP
+        return tuple(cells)
+
+
+def painted(row: Row, style: Style) -> str:
+    """Return a row as a line, the blanks between its texts without colour."""
+    parts = []
+    for cell in row:
+        text = cell.text.strip(" ")
+        parts.append(cell.text.replace(text, style.paint(text, cell.colour), 1) if text else cell.text)
+    return (" " * GAP).join(parts).rstrip()

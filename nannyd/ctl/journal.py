@@ -1,0 +1,149 @@
+"""What stands in the journal about an instance, read with the rights of whoever asks.
+
+`journalctl` reads it: it knows how (earlier boots, the pager, every option an administrator is used to).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nannyd.core.paths import Scope
+from nannyd.ctl import render, units
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nannyd.ctl.instances import Instance
+    from nannyd.ctl.render import Style
+
+_SOCKET = Path("/run/systemd/journal/socket")
+_STORES = (Path("/run/log/journal"), Path("/var/log/journal"))
+_AT_ONCE = 8
+"""Times journalctl runs at the same time."""
+_FIELDS = "MESSAGE,PRIORITY,SYSLOG_IDENTIFIER,SYSLOG_PID,_COMM,_PID"
+
+
+def why_not(instance: Instance) -> str | None:
+    """Say why the journal is not where to read about *instance*, or return None."""
+    if not _SOCKET.exists():
+        return "no journal is kept here"
+    if _is_in_foreground(instance):
+        return "it runs in the foreground, where its worker's lines go too"
+    if not may_read(instance.scope):
+        needs = "takes root or membership in the group systemd-journal"
+        return f"to read its journal (the worker's lines, earlier lives) {needs}"
+    return None
+
+
+def _is_in_foreground(instance: Instance) -> bool:
+    if instance.status is not None:
+        return instance.status.unit != units.unit_name(instance.name)
+    return instance.is_up and instance.unit is None
+
+
+def may_read(scope: Scope) -> bool:
+    """Say whether we may read what the journal has on the units of *scope*."""
+    if os.geteuid() == 0:
+        return True
+    names = ["system.journal"]
+    if scope is Scope.USER:
+        names.append(f"user-{os.getuid()}.journal")
+    try:
+        machine = Path("/etc/machine-id").read_text().strip()
+    except OSError:
+        return False
+    return any(os.access(store / machine / name, os.R_OK) for store in _STORES for name in names)
+
+
+def journalctl(instances: Sequence[Instance], *options: str) -> list[str]:
+    """Return the command line for what nannyd, the workers and systemd said of *instances*."""
+    kinds = {Scope.SYSTEM: "--unit", Scope.USER: "--user-unit"}
+    which = [f"{kinds[one.scope]}={units.unit_name(one.name)}" for one in instances]
+    # Who reads her own journal only is not to be warned that she sees nothing of the system's.
+    quiet = [] if may_read(Scope.SYSTEM) else ["--quiet"]
+    return ["journalctl", *which, *quiet, *options]
+
+
+# The last lines
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One entry; *at* is in seconds since the epoch."""
+
+    at: float
+    priority: int
+    source: str
+    """`nannyd[826]`."""
+    message: str
+
+
+def tails(instances: Sequence[Instance], count: int, patience: float) -> list[list[Line]]:
+    """Return the last *count* lines of each; nothing where they cannot be read within *patience* seconds."""
+    deadline = time.monotonic() + patience
+
+    def tail(instance: Instance) -> list[Line]:
+        left = deadline - time.monotonic()
+        return [] if left <= 0 or why_not(instance) is not None else _tail(instance, count, left)
+
+    if not count or not instances:
+        return [[] for _ in instances]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(tail, instances))
+
+
+def _tail(instance: Instance, count: int, timeout: float) -> list[Line]:
+    options = (f"--lines={count}", "--output=json", f"--output-fields={_FIELDS}", "--no-pager", "--quiet")
+    try:
+        done = subprocess.run(
+            journalctl([instance], *options),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [line for text in done.stdout.splitlines() if (line := parse(text)) is not None]
+
+
+def parse(text: bytes) -> Line | None:
+    """Parse one line of `journalctl -o json`; None for what is none."""
+    try:
+        entry = json.loads(text)
+        at = int(entry["__REALTIME_TIMESTAMP"]) / 1e6
+        priority = int(entry.get("PRIORITY", 6))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    name = _text(entry.get("SYSLOG_IDENTIFIER") or entry.get("_COMM") or "unknown")
+    pid = _text(entry.get("SYSLOG_PID") or entry.get("_PID") or "")
+    return Line(at, priority, f"{name}[{pid}]" if pid else name, _text(entry.get("MESSAGE")))
+
+
+def _text(value: Any) -> str:
+    """Return a field: text, or a list of bytes where it is not UTF-8, or null where it is long."""
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return "(a very long line)"
+    if isinstance(value, list) and all(isinstance(item, int) and 0 <= item < 256 for item in value):
+        return bytes(value).decode(errors="replace")
+    return "(several lines)"
+
+
+def worded(line: Line, style: Style) -> list[str]:
+    """Return *line* as journalctl shows it, further lines of it indented."""
+    first, *rest = render.clean_lines(line.message)
+    colour = render.priority_colour(line.priority)
+    head = f"{render.log_instant(line.at)} {render.clean(line.source)}: "
+    return [
+        head + style.paint(first, colour),
+        *(" " * len(head) + style.paint(more, colour) for more in rest),
+    ]

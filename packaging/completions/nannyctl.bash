@@ -1,0 +1,59 @@
+# bash completion for nannyctl(1)                          -*- shell-script -*-
+
+_nannyctl_instances() {
+    local path name
+    for path in /run/nannyd/*/ /var/lib/nannyd/*/ "${XDG_RUNTIME_DIR:-/nonexistent}"/nannyd/*/ \
+        /etc/nannyd/*.toml "${XDG_CONFIG_HOME:-$HOME/.config}"/nannyd/*.toml; do
+        [[ -e $path ]] || continue
+        path=${path%/}
+        name=${path##*/}
+        name=${name%.toml}
+        [[ $name != nannyd ]] && printf '%s\n' "$name"
+    done
+}
+
+_nannyctl() {
+    local current=${COMP_WORDS[COMP_CWORD]} previous='' verb='' word offered=''
+    local verbs='list status why metrics start stop restart kill drain reload top logs monitor plan explain log-level'
+    local levels='emerg alert crit err warning notice info debug'
+    local options='--all --json --system --user'
+    COMPREPLY=()
+    ((COMP_CWORD > 0)) && previous=${COMP_WORDS[COMP_CWORD - 1]}
+    # "=" breaks words: --priority = err
+    if [[ $current == = ]]; then
+        current=
+    elif [[ $previous == = ]] && ((COMP_CWORD > 1)); then
+        previous=${COMP_WORDS[COMP_CWORD - 2]}
+    fi
+    for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
+        if [[ " $verbs " == *" $word "* ]]; then
+            verb=$word
+            break
+        fi
+    done
+    case $previous in
+        -p | --priority) offered=$levels ;;
+        -t | --timeout | --reason | -n | --lines | --boot | --since | --until) return ;;
+        *)
+            if [[ $current == -* ]]; then
+                case $verb in
+                    '' | list) options+=' --timeout --full --no-legend' ;;
+                    status) options+=' --timeout --lines --full' ;;
+                    why) options+=' --timeout --full' ;;
+                    metrics | start | reload) options+=' --timeout' ;;
+                    stop | restart | kill) options+=' --timeout --reason' ;;
+                    drain) options+=' --reason' ;;
+                    top) options+=' --reason' ;;
+                    logs) options+=' --follow --lines --boot --since --until --priority' ;;
+                esac
+                offered="$options --help --version"
+            elif [[ -z $verb ]]; then
+                offered=$verbs
+            else
+                offered=$(_nannyctl_instances)
+                [[ $verb == log-level && $previous != log-level && $previous != -* ]] && offered=$levels
+            fi
+            ;;
+    esac
+    mapfile -t COMPREPLY < <(compgen -W "$offered" -- "$current" | sort -u)
+} && complete -F _nannyctl nannyctl
