@@ -194,7 +194,8 @@ expect() {
 zpty -w shell 'PS1=; autoload -U compinit; compinit -u; stty cols 200; print begin""ning'
 expect beginning
 for typed wanted in 'nannyd exp' explain 'nannyd run wor' worker1 \
-    'nannyd run worker1 --memory.mo' --memory.mode= 'nannyd run worker1 --memory.mode=p' '=poll' 'nannyd run worker1 -- mkfif' mkfifo \
+    'nannyd run worker1 --memory.mo' --memory.mode= 'nannyd run worker1 --memory.mode=p' '=poll' \
+    'nannyd run worker1 -- mkfif' mkfifo \
     'nannyctl stat' status 'nannyctl status wor' worker1 'nannyctl logs --prio' --priority= \
     'nannyctl logs worker1 -p warn' warning 'nannyctl log-level worker1 noti' notice; do
     zpty -w -n shell $'\x15'"$typed"$'\t'
