@@ -20,7 +20,7 @@ from typing import Any
 
 import nannyd
 
-from . import booted, client, host
+from . import booted, client, control, host
 from .lab import Lab
 from .procs import BenchmarkError
 from .table import Row, render, to_json
@@ -33,6 +33,7 @@ BENCHMARKS: dict[str, Callable[[Lab], list[Row]]] = {
     "threshold": host.threshold,
     "thousand": host.thousand,
     "start": host.start,
+    "control": control.everything,
     "list": client.listing,
     "guest": booted.everything,
 }
