@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import idl
 import pytest
+import varlink
 from harness import Caller, Host, Nannyd, lives, send_signal
 from varlink.scanner import Interface
 
@@ -79,6 +80,24 @@ def test_every_description_is_served_as_it_stands_in_its_file(nannyd: Host) -> N
         for name in served:
             described = caller.get("org.varlink.service.GetInterfaceDescription", interface=name)
             assert described["description"] == (FILES / f"{name}.varlink").read_text()
+    assert run.stop() == 0
+
+
+def test_the_python_package_varlink_is_a_client(nannyd: Host) -> None:
+    run = nannyd("--", "sleep", "60", config=QUICK)
+    pid = run.ready()
+    with varlink.Client(f"unix:{nannyd.home.run / 'control'}") as client:
+        client.get_interfaces()
+        assert client.info["product"] == "nannyd@t"
+        with client.open("io.nannyd.Nanny") as nanny, client.open("io.nannyd.Nanny") as watching:
+            assert nanny.Status()["worker"]["processId"] == pid
+            events = watching.Monitor(_more=True)
+            assert next(events)["event"]["event"] == "monitoring"
+            assert nanny.Restart(timeout=10.0, reason="from Python")["processId"] != pid
+            assert next(events)["event"]["event"] == "called"
+            with pytest.raises(varlink.VarlinkError) as caught:
+                nanny.Kill(timeout=-1.0)
+            assert caught.value.error() == "io.nannyd.Nanny.InvalidArgument"
     assert run.stop() == 0
 
 
