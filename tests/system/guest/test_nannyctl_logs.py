@@ -226,6 +226,25 @@ def test_status_ends_with_the_last_lines_of_all(talker: Nannyd) -> None:
     assert "Stopped nannyd@w.service" in nannyctl("status", "w").stdout
 
 
+def test_why_ends_with_what_the_worker_said_last(nannyd: NannydFactory) -> None:
+    script = "echo starting up; sleep 0.3; echo 'Traceback: it is the disk' >&2; exit 7"
+    instance = nannyd(f"[worker]\ncommand = {shell(script)}\n[restart]\ndelay = '1h'\nmax-delay = '1h'\n")
+    instance.wait_for_event("restarting")
+    instance.journal.wait_for("it is the disk", instance.name)
+    text = done("why", "w")
+    last = text.rpartition("\n\n")[2].splitlines()
+    assert [re.sub(r".* w\[\d+\]: ", "", line) for line in last] == [
+        "starting up",
+        "Traceback: it is the disk",
+    ]
+    (told,) = json.loads(done("why", "w", "--json", "-n1"))
+    assert [line["message"] for line in told["lines"]] == ["Traceback: it is the disk"]
+    instance.stop()
+    text = done("why", "w")
+    assert "Traceback: it is the disk" in text
+    assert "Stopped nannyd@w.service" in text
+
+
 def test_journal_that_does_not_answer_does_not_hold_up_status(talker: Nannyd, tmp_path: Path) -> None:
     slow = tmp_path / "journalctl"
     slow.write_text("#!/bin/sh\nexec sleep 60\n")
