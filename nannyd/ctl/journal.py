@@ -38,15 +38,15 @@ def why_not(instance: Instance) -> str | None:
     """Say why the journal is not where to read about *instance*, or return None."""
     if not _SOCKET.exists():
         return "no journal is kept here"
-    if _is_in_foreground(instance):
-        return "it runs in the foreground, where its worker's lines go too"
+    if _is_elsewhere(instance):
+        return f"it was not started as {units.unit_name(instance.name)}, and its worker's lines go elsewhere"
     if not may_read(instance.scope):
         needs = "takes root or membership in the group systemd-journal"
         return f"to read its journal (the worker's lines, earlier lives) {needs}"
     return None
 
 
-def _is_in_foreground(instance: Instance) -> bool:
+def _is_elsewhere(instance: Instance) -> bool:
     if instance.status is not None:
         return instance.status.unit != units.unit_name(instance.name)
     return instance.is_up and instance.unit is None

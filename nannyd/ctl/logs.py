@@ -48,12 +48,10 @@ def logs(command: Command) -> int:
     if problems:
         return FAILED
     status = _show_own(command, own, whys) if own else ExitCode.CLEAN
-    if others:
-        _become_journalctl(command, others)
-    return status
+    return _become_journalctl(command, others) if others else status
 
 
-def _become_journalctl(command: Command, instances: Sequence[Instance]) -> None:
+def _become_journalctl(command: Command, instances: Sequence[Instance]) -> int:
     given = {
         "lines": command.lines,
         "boot": command.boot,
@@ -71,7 +69,11 @@ def _become_journalctl(command: Command, instances: Sequence[Instance]) -> None:
     sys.stdout.flush()
     # Python ignores it, and what is ignored stays so: `nannyctl logs w | head` would go on in vain.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    os.execvp("journalctl", journal.journalctl(instances, *options))  # noqa: S606
+    try:
+        os.execvp("journalctl", journal.journalctl(instances, *options))  # noqa: S606
+    except OSError as error:
+        complain(f"journalctl cannot be run ({error.strerror})")
+    return FAILED
 
 
 # What nannyd itself still has
