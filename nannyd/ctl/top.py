@@ -33,9 +33,11 @@ if TYPE_CHECKING:
 
 _INTERVAL = 2.0
 """Seconds between two looks."""
-_REST = 4
-"""A look that takes long is rarer: this is the least ratio of rest to work."""
-_PATIENCE_MS = 200
+_REST = 9
+"""A look at many is rarer: this is the least ratio of rest to work."""
+_PATIENCE = 0.5
+"""Seconds after which an instance is shown as one that does not answer."""
+_NEWS_MS = 200
 """Milliseconds after which the thread of the screen looks whether there is news."""
 _ESCAPE = "\x1b"
 _ESCAPE_DELAY_MS = 50
@@ -86,7 +88,7 @@ def _whole_screen(*, colour: bool) -> Iterator[curses.window]:
         curses.cbreak()
         curses.set_escdelay(_ESCAPE_DELAY_MS)
         window.keypad(True)
-        window.timeout(_PATIENCE_MS)
+        window.timeout(_NEWS_MS)
         with contextlib.suppress(curses.error):
             curses.curs_set(0)
         if colour and curses.has_colors():
@@ -136,16 +138,16 @@ class _Watch(threading.Thread):
         try:
             while True:
                 self._asked.clear()
-                began = time.monotonic()
+                began = time.thread_time()
                 self.sights.put(self._look())
-                self._asked.wait(max(_INTERVAL, _REST * (time.monotonic() - began)))
+                self._asked.wait(max(_INTERVAL, _REST * (time.thread_time() - began)))
         except Exception as error:  # noqa: BLE001 - the thread of the screen raises it again
             self.sights.put(error)
 
     def _look(self) -> Sight:
         command, log_of = self._command, self._log_of
-        # Not as those that were named: nobody is waited for.
-        some, _ = command.filtered(instances.find(command.environ, scopes=command.scopes))
+        found = instances.find(command.environ, scopes=command.scopes, patience=_PATIENCE)
+        some, _ = command.filtered(found)
         log = None if log_of is None else self._log(log_of)
         return Sight(some, self._cpu(some), time.clock_gettime(time.CLOCK_REALTIME), log)
 

@@ -168,7 +168,7 @@ def test_last_lines_and_help_are_shown_and_left(top: Screen, three: list[Nannyd]
 def test_only_those_named_and_without_colours(nannyd: Host, three: list[Nannyd]) -> None:
     with Screen(nannyd, "top", "[bc]*", NO_COLOR="1") as top:
         top.wait_for(r"^  c3 +running")
-        assert top.names() == ["b2", "c3"]
+        eventually(lambda: top.names() == ["b2", "c3"], "those two, sorted by memory")
         assert not re.search(r"\x1b\[[34][0-7]", top.coloured())
 
 
