@@ -104,6 +104,15 @@ def test_what_was_stopped_has_its_lines_still(talker: Nannyd) -> None:
     assert "Stopped nannyd@w.service - nannyd worker w." in said
 
 
+def test_what_hangs_has_its_lines_too(talker: Nannyd) -> None:
+    talker.kill("SIGSTOP")
+    try:
+        assert "the worker begins" in done("logs", "w")
+        assert "the worker begins" in nannyctl("status", "w", "--timeout=200ms").stdout
+    finally:
+        talker.kill("SIGCONT")
+
+
 def test_several_instances_are_shown_in_the_order_of_time(nannyd: NannydFactory) -> None:
     instances = [nannyd(TALKER, name=name) for name in ("wa", "wb")]
     for instance in instances:
