@@ -45,9 +45,11 @@ class Command:
     until: str | None = None
     priority: int | None = None
 
-    def find(self, *, patience: float | None = None) -> list[Instance]:
-        """Return all instances there are, those named asked for their status."""
-        return instances.find(self.environ, scopes=self.scopes, names=self.names, patience=patience)
+    def find(self, *, patience: float | None = None, quiet: float | None = None) -> list[Instance]:
+        """Return all instances there are, those named asked for their status; see `instances.find()`."""
+        return instances.find(
+            self.environ, scopes=self.scopes, names=self.names, patience=patience, quiet=quiet
+        )
 
     def filtered(self, known: Sequence[Instance]) -> tuple[list[Instance], list[str]]:
         """Return the instances of the names given, of every scope, and what is wrong with names.

@@ -31,12 +31,8 @@ if TYPE_CHECKING:
     from nannyd.ctl.replies import Status
     from nannyd.ctl.units import Unit
 
-QUIET = 0.12
-"""Seconds in which nobody of all who were asked says anything, after which those left are given up."""
-_PATIENCE = 2.0
-"""Seconds after which all are given up: a machine full of instances needs some to answer for all."""
-_ALONE = 5.0
-"""Seconds for those that were named: whoever asks for one means that one."""
+_PATIENCE = 5.0
+"""Seconds after which those that have not answered are given up."""
 _STATUS_MAX = 1 << 20
 """Bytes of the longest Status: all of them are in memory at the same time."""
 _LOOKED_AT = 40
@@ -138,8 +134,13 @@ def find(
     scopes: Iterable[Scope] = tuple(Scope),
     names: Sequence[str] = (),
     patience: float | None = None,
+    quiet: float | None = None,
 ) -> list[Instance]:
-    """Return every instance, by name and scope; those asked for by *names* are waited for longer."""
+    """Return every instance, by name and scope; of *names*, if there are any, only theirs are asked.
+
+    Those that have not answered after *patience* seconds (None: a few), or when for *quiet* seconds nobody
+    has said anything, are given up.
+    """
     wanted = set(scopes)
     inquiries = [
         units.Inquiry(scope) for scope in wanted if units.is_managed(scope, environ.get("XDG_RUNTIME_DIR"))
@@ -153,7 +154,7 @@ def find(
         if scope in wanted:
             for directory in _directories(parent, scope):
                 at(directory.name, scope).directory = directory
-    _ask(list(found.values()), names=names, patience=patience)
+    _ask(list(found.values()), names=names, patience=patience, quiet=quiet)
     for inquiry in inquiries:
         for unit in inquiry.units():
             at(unit.name, inquiry.scope).unit = unit
@@ -198,17 +199,16 @@ def _directories(parent: Path, scope: Scope) -> list[Path]:
     return [parent / name for name in names if os.path.lexists(control_socket(parent / name))]
 
 
-def _ask(instances: list[Instance], *, names: Sequence[str], patience: float | None) -> None:
-    """Learn the status of *instances*, of all at once; of *names*, if there are any, only theirs matters."""
+def _ask(
+    instances: list[Instance], *, names: Sequence[str], patience: float | None, quiet: float | None
+) -> None:
+    """Learn the status of *instances*, of all at once."""
     asked = [
         (instance, Question(control_socket(instance.directory), f"{NANNY}.Status"))
         for instance in instances
         if instance.directory is not None and (not names or _is_named(instance, names))
     ]
-    if patience is None:
-        patience, quiet = (_ALONE, None) if names else (_PATIENCE, QUIET)
-    else:
-        quiet = None
+    patience = _PATIENCE if patience is None else patience
     answers = ask([question for _, question in asked], patience=patience, quiet=quiet, longest=_STATUS_MAX)
     for (instance, _), answer in zip(asked, answers, strict=True):
         try:

@@ -10,7 +10,7 @@ import os
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 _SOCKET = Path("/run/systemd/journal/socket")
 _STORES = (Path("/run/log/journal"), Path("/var/log/journal"))
+LINES = 10
+"""As many as systemctl shows."""
+_PATIENCE = 2.0
+"""Seconds for all that is asked for at once."""
 _AT_ONCE = 8
 """Times journalctl runs at the same time."""
 _FIELDS = "MESSAGE,PRIORITY,SYSLOG_IDENTIFIER,SYSLOG_PID,_COMM,_PID"
@@ -34,15 +38,15 @@ def why_not(instance: Instance) -> str | None:
     """Say why the journal is not where to read about *instance*, or return None."""
     if not _SOCKET.exists():
         return "no journal is kept here"
-    if _is_in_foreground(instance):
-        return "it runs in the foreground, where its worker's lines go too"
+    if _is_elsewhere(instance):
+        return f"it was not started as {units.unit_name(instance.name)}, and its worker's lines go elsewhere"
     if not may_read(instance.scope):
         needs = "takes root or membership in the group systemd-journal"
         return f"to read its journal (the worker's lines, earlier lives) {needs}"
     return None
 
 
-def _is_in_foreground(instance: Instance) -> bool:
+def _is_elsewhere(instance: Instance) -> bool:
     if instance.status is not None:
         return instance.status.unit != units.unit_name(instance.name)
     return instance.is_up and instance.unit is None
@@ -85,25 +89,39 @@ class Line:
     message: str
 
 
-def tails(instances: Sequence[Instance], count: int, patience: float) -> list[list[Line]]:
-    """Return the last *count* lines of each; nothing where they cannot be read within *patience* seconds."""
-    deadline = time.monotonic() + patience
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Which entries are meant: all of *instance*, or those that journalctl finds with more *options*."""
 
-    def tail(instance: Instance) -> list[Line]:
+    instance: Instance
+    options: tuple[str, ...] = ()
+
+
+def of_worker(instance: Instance, since: float, until: float) -> Part:
+    """Return what the worker said between two instants, in seconds since the epoch."""
+    limits = (f"--since=@{since:.6f}", f"--until=@{until:.6f}")
+    return Part(instance, (*limits, f"SYSLOG_IDENTIFIER={instance.name}"))
+
+
+def tails(parts: Sequence[Part], count: int) -> list[list[Line]]:
+    """Return the last *count* lines of each; nothing where they cannot be read, or not in time."""
+    deadline = time.monotonic() + _PATIENCE
+
+    def tail(part: Part) -> list[Line]:
         left = deadline - time.monotonic()
-        return [] if left <= 0 or why_not(instance) is not None else _tail(instance, count, left)
+        return [] if left <= 0 or why_not(part.instance) is not None else _tail(part, count, left)
 
-    if not count or not instances:
-        return [[] for _ in instances]
+    if not count or not parts:
+        return [[] for _ in parts]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return list(pool.map(tail, instances))
+        return list(pool.map(tail, parts))
 
 
-def _tail(instance: Instance, count: int, timeout: float) -> list[Line]:
+def _tail(part: Part, count: int, timeout: float) -> list[Line]:
     options = (f"--lines={count}", "--output=json", f"--output-fields={_FIELDS}", "--no-pager", "--quiet")
     try:
         done = subprocess.run(
-            journalctl([instance], *options),
+            journalctl([part.instance], *options, *part.options),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=timeout,
@@ -136,6 +154,11 @@ def _text(value: Any) -> str:
     if isinstance(value, list) and all(isinstance(item, int) and 0 <= item < 256 for item in value):
         return bytes(value).decode(errors="replace")
     return "(several lines)"
+
+
+def described(lines: Sequence[Line]) -> list[dict[str, Any]]:
+    """Return *lines* as JSON has them."""
+    return [{**asdict(line), "at": round(line.at * 1e6)} for line in lines]
 
 
 def worded(line: Line, style: Style) -> list[str]:

@@ -31,11 +31,15 @@ if TYPE_CHECKING:
 _HEADER = ("NAME", "STATE", "WORKER", "UPTIME", "MEMORY", "", "RESTARTS", "LAST")
 _COLUMNS = Columns(bar=5, right=frozenset({2, 3, 6}))
 _BAR_WIDTH = 10
+_QUIET = 0.12
+"""Seconds in which nobody says anything, after which those left are given up."""
 
 
 def list_(command: Command) -> int:
     """Print the instances.  One that is named and is not there makes the exit status 1."""
-    known, problems = command.filtered(command.find())
+    # A list is to be there at once; whoever names some, or a time, means to wait.
+    quiet = None if command.names or command.timeout is not None else _QUIET
+    known, problems = command.filtered(command.find(patience=command.timeout, quiet=quiet))
     if command.json:
         sys.stdout.write(render.dump_json([describe(one) for one in known]))
     else:

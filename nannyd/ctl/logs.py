@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from nannyd.ctl.instances import Instance
     from nannyd.ctl.replies import Event
 
+_STATUS_PATIENCE = 1.0
 _PATIENCE = 5.0
 _FOLLOWED = 10
 """Records shown before those to come, as with `journalctl -f`."""
@@ -35,10 +36,11 @@ _FOLLOWED = 10
 
 def logs(command: Command) -> int:
     """Print the lines; 1 where there is nothing to print them from."""
-    chosen, problems = command.chosen(command.find())
-    whys = {one.name: why for one in chosen if (why := journal.why_not(one)) is not None}
-    own = [one for one in chosen if one.name in whys]
-    others = [one for one in chosen if one.name not in whys]
+    # One that hangs is the one whose log is wanted.
+    chosen, problems = command.chosen(command.find(patience=_STATUS_PATIENCE))
+    whys = {id(one): why for one in chosen if (why := journal.why_not(one)) is not None}
+    own = [one for one in chosen if id(one) in whys]
+    others = [one for one in chosen if id(one) not in whys]
     if command.follow and own and others:
         problems.append(
             f"{others[0].name} is followed in the journal, {own[0].name} is not: follow them apart"
@@ -48,12 +50,10 @@ def logs(command: Command) -> int:
     if problems:
         return FAILED
     status = _show_own(command, own, whys) if own else ExitCode.CLEAN
-    if others:
-        _become_journalctl(command, others)
-    return status
+    return _become_journalctl(command, others) if others else status
 
 
-def _become_journalctl(command: Command, instances: Sequence[Instance]) -> None:
+def _become_journalctl(command: Command, instances: Sequence[Instance]) -> int:
     given = {
         "lines": command.lines,
         "boot": command.boot,
@@ -71,23 +71,27 @@ def _become_journalctl(command: Command, instances: Sequence[Instance]) -> None:
     sys.stdout.flush()
     # Python ignores it, and what is ignored stays so: `nannyctl logs w | head` would go on in vain.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    os.execvp("journalctl", journal.journalctl(instances, *options))  # noqa: S606
+    try:
+        os.execvp("journalctl", journal.journalctl(instances, *options))  # noqa: S606
+    except OSError as error:
+        complain(f"journalctl cannot be run ({error.strerror})")
+    return FAILED
 
 
 # What nannyd itself still has
 
 
-def _show_own(command: Command, instances: Sequence[Instance], whys: dict[str, str]) -> int:
+def _show_own(command: Command, instances: Sequence[Instance], whys: dict[int, str]) -> int:
     asked = {"n": command.lines, "priority": command.priority}
     parameters = {name: value for name, value in asked.items() if value is not None}
     silent = [one for one in instances if one.directory is None or (one.failure is not None)]
     heard = [one for one in instances if one not in silent]
     for instance in silent:
         reason = replies.words(instance.failure) if instance.failure is not None else "it does not run"
-        complain(f"{instance.name}: {whys[instance.name]}; and nannyd says nothing: {reason}")
+        complain(f"{instance.name}: {whys[id(instance)]}; and nannyd says nothing: {reason}")
     for instance in heard:
         complain(
-            f"{instance.name}: {whys[instance.name]}; these are nannyd's own last records{_unheeded(command)}"
+            f"{instance.name}: {whys[id(instance)]}; these are nannyd's own last records{_unheeded(command)}"
         )
     if command.follow:
         parameters = {"n": _FOLLOWED, **parameters, "follow": True}

@@ -76,7 +76,7 @@ VERBS: dict[str, Verb] = {
         "listing", "[NAME...]", "every instance, a line each (the default)", "timeout", "full", "no_legend"
     ),
     "status": _verb("status", "NAME...", "how an instance is, in full", "timeout", "lines", "full"),
-    "why": _verb("why", "NAME...", "how its last life ended, and why", "timeout", "full"),
+    "why": _verb("why", "NAME...", "how its last life ended, and why", "timeout", "lines", "full"),
     "metrics": _verb("metrics", "[NAME...]", "all figures as OpenMetrics text", "timeout"),
     "start": _verb("verbs", "NAME...", "start it, and wait until its worker is ready", "timeout"),
     "stop": _verb("verbs", "NAME...", "end the worker and nannyd", "timeout", "reason"),

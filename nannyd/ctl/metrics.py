@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from nannyd.ctl.instances import Instance
     from nannyd.ctl.replies import Status
 
+_PATIENCE = 2.0
+"""Seconds; an instance that is merely slow must not raise an alarm."""
 _STATES = (
     "inactive",
     "start",
@@ -71,7 +73,8 @@ def _escaped(value: str) -> str:
 
 def metrics(command: Command) -> int:
     """Print the figures of the instances; of all, where none is named."""
-    known, problems = command.filtered(command.find())
+    patience = _PATIENCE if command.timeout is None else command.timeout
+    known, problems = command.filtered(command.find(patience=patience))
     if command.json:
         from nannyd.ctl.listing import describe
         from nannyd.ctl.render import dump_json

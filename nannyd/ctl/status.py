@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import enum
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from nannyd.core.paths import control_socket
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from nannyd.ctl.replies import Event, Sample, Status
 
 _PATIENCE = 5.0
-_JOURNAL_PATIENCE = 2.0
-_LINES = 10
 _LABEL = 10
 _HOUR = 3600.0
 _COLUMNS = 60
@@ -72,7 +70,7 @@ class Report:
 def status(command: Command) -> int:
     """Print the instances."""
     chosen, problems = command.chosen(command.find(patience=command.timeout))
-    reports = collect(chosen, _LINES if command.lines is None else command.lines)
+    reports = collect(chosen, journal.LINES if command.lines is None else command.lines)
     if command.json:
         sys.stdout.write(render.dump_json([_described(report) for report in reports]))
     else:
@@ -104,7 +102,7 @@ def collect(instances: Sequence[Instance], lines: int) -> list[Report]:
             _take(report, question, answer)
         except FailureError as failure:
             report.instance.failure = failure
-    tails = journal.tails(instances, lines, _JOURNAL_PATIENCE)
+    tails = journal.tails([journal.Part(instance) for instance in instances], lines)
     for report, tail in zip(reports.values(), tails, strict=True):
         report.lines = tail
     return list(reports.values())
@@ -126,7 +124,7 @@ def _described(report: Report) -> dict[str, Any]:
         "status": None if found is None else found.raw,
         "samples": [{"at": round(one.at * 1e6), "workingSet": one.working_set} for one in report.samples],
         "events": [replies.described(event) for event in report.events],
-        "lines": [{**asdict(line), "at": round(line.at * 1e6)} for line in report.lines],
+        "lines": journal.described(report.lines),
         "processes": [
             {
                 "processId": process.pid,

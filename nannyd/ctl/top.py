@@ -17,11 +17,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
 from nannyd.core.errors import ExitCode
-from nannyd.ctl import instances, processes, status, topview, verbs
+from nannyd.ctl import instances, journal, processes, status, topview, verbs
 from nannyd.ctl.client import NANNY
 from nannyd.ctl.command import FAILED, complain
 from nannyd.ctl.render import clean
-from nannyd.ctl.topview import Mode, Sight, View
+from nannyd.ctl.topview import Log, Mode, Sight, View
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +33,11 @@ if TYPE_CHECKING:
 
 _INTERVAL = 2.0
 """Seconds between two looks."""
-_PATIENCE_MS = 200
+_REST = 9
+"""A look at many is rarer: this is the least ratio of rest to work."""
+_PATIENCE = 0.5
+"""Seconds after which an instance is shown as one that does not answer."""
+_NEWS_MS = 200
 """Milliseconds after which the thread of the screen looks whether there is news."""
 _ESCAPE = "\x1b"
 _ESCAPE_DELAY_MS = 50
@@ -84,7 +88,7 @@ def _whole_screen(*, colour: bool) -> Iterator[curses.window]:
         curses.cbreak()
         curses.set_escdelay(_ESCAPE_DELAY_MS)
         window.keypad(True)
-        window.timeout(_PATIENCE_MS)
+        window.timeout(_NEWS_MS)
         with contextlib.suppress(curses.error):
             curses.curs_set(0)
         if colour and curses.has_colors():
@@ -118,8 +122,8 @@ class _Watch(threading.Thread):
         self._command = command
         self._log_of: Instance | None = None
         self._asked = threading.Event()
-        self._before: dict[Key, tuple[int, float, float]] = {}
-        """Pid, CPU time, and when it was read."""
+        self._before: dict[tuple[Key, int], tuple[float, float]] = {}
+        """The CPU time of an instance's worker, and when it was read."""
 
     def look_now(self) -> None:
         """Do not wait until it is time again."""
@@ -134,36 +138,37 @@ class _Watch(threading.Thread):
         try:
             while True:
                 self._asked.clear()
+                began = time.thread_time()
                 self.sights.put(self._look())
-                self._asked.wait(_INTERVAL)
+                self._asked.wait(max(_INTERVAL, _REST * (time.thread_time() - began)))
         except Exception as error:  # noqa: BLE001 - the thread of the screen raises it again
             self.sights.put(error)
 
     def _look(self) -> Sight:
         command, log_of = self._command, self._log_of
-        # Not as one that was named: nobody is waited for.
-        some, _ = command.filtered(instances.find(command.environ, scopes=command.scopes))
-        log: list[str] = []
-        if log_of is not None:
-            plain = replace(command.style, colour=False)
-            log = status.last_lines(status.collect([log_of], _LOG_LINES)[0], plain)
-        now = time.clock_gettime(time.CLOCK_REALTIME)
-        return Sight(some, self._cpu(some), now, None if log_of is None else topview.key_of(log_of), log)
+        found = instances.find(command.environ, scopes=command.scopes, patience=_PATIENCE)
+        some, _ = command.filtered(found)
+        log = None if log_of is None else self._log(log_of)
+        return Sight(some, self._cpu(some), time.clock_gettime(time.CLOCK_REALTIME), log)
+
+    def _log(self, instance: Instance) -> Log:
+        lines = status.last_lines(
+            status.collect([instance], _LOG_LINES)[0], replace(self._command.style, colour=False)
+        )
+        return Log(topview.key_of(instance), lines, journal.why_not(instance) or "")
 
     def _cpu(self, some: list[Instance]) -> dict[Key, float]:
         """Return the share of a processor that each worker has used since it was looked at last."""
-        used: dict[Key, tuple[int, float, float]] = {}
+        used: dict[tuple[Key, int], tuple[float, float]] = {}
         shares: dict[Key, float] = {}
         for one in some:
-            if one.status is None or one.status.worker is None:
+            worker = None if one.status is None else one.status.worker
+            if one.status is None or worker is None or (seconds := processes.cpu_time(one.status)) is None:
                 continue
-            seconds = processes.cpu_time(one.status)
-            if seconds is None:
-                continue
-            key, pid, now = topview.key_of(one), one.status.worker.pid, time.monotonic()
-            used[key] = pid, seconds, now
-            if key in self._before and self._before[key][0] == pid and now > self._before[key][2]:
-                shares[key] = max(0.0, (seconds - self._before[key][1]) / (now - self._before[key][2]))
+            key, now = topview.key_of(one), time.monotonic()
+            used[key, worker.pid] = seconds, now
+            if before := self._before.get((key, worker.pid)):
+                shares[key] = max(0.0, (seconds - before[0]) / (now - before[1]))
         self._before = used
         return shares
 

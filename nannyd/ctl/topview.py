@@ -51,6 +51,16 @@ class Mode(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Log:
+    """The last lines of one instance."""
+
+    of: Key
+    lines: list[str]
+    why_not: str = ""
+    """Why they are not the journal's, but nannyd's own."""
+
+
+@dataclass(frozen=True, slots=True)
 class Sight:
     """What was seen at one moment."""
 
@@ -59,9 +69,7 @@ class Sight:
     """The share of one processor."""
     at: float = 0.0
     """Seconds since the epoch."""
-    log_of: Key | None = None
-    log: list[str] = field(default_factory=list)
-    """The last lines of the instance that they were asked of."""
+    log: Log | None = None
 
 
 @dataclass(slots=True)
@@ -166,13 +174,12 @@ def lines(view: View, style: Style, height: int) -> list[Row]:
     """Return the lines of a screen, *height* lines of `style.width` columns, each cell by cell."""
     if height < 1 or style.width < 1:
         return []
-    body = height - 2
     some: list[Row]
     match view.mode:
         case Mode.HELP:
             some = [(Cell(line),) for line in _HELP.splitlines()]
         case Mode.LOG:
-            some = [_title(view, style), (Cell(),), *_log(view, body - 1)]
+            some = [_title(view, style), (Cell(),), *_log_lines(view, height - 3)]
         case Mode.LIST:
             some = [_title(view, style), (Cell(),), *_table(view, style, height - _AROUND)]
     some = some[: height - 1]
@@ -199,7 +206,11 @@ def _title(view: View, style: Style) -> Row:
     if view.mode is Mode.LOG:
         chosen = selection(view)
         name = "" if chosen is None else render.clean(chosen.name)
-        return (Cell("nannyctl top", render.BOLD), Cell(f" - what {name} and its worker said last"))
+        log = _log(view)
+        what = f"what {name} and its worker said last"
+        if log is not None and log.why_not:
+            what = f"nannyd's own last records of {name}: {log.why_not}"
+        return (Cell("nannyctl top", render.BOLD), Cell(f" - {what}"))
     count = len(sight.instances)
     running = sum(one.state == "running" for one in sight.instances)
     ill = sum(one.active_state == "failed" or not one.is_well for one in sight.instances)
@@ -221,11 +232,17 @@ def _foot(view: View) -> Row:
     return (Cell(_KEYS if view.mode is Mode.LIST else "q back", render.GREY),)
 
 
-def _log(view: View, height: int) -> list[Row]:
-    sight = view.sight
-    if sight is None or sight.log_of != view.selected or height < 1:
+def _log(view: View) -> Log | None:
+    """Return the log of the selected instance, once it is there."""
+    log = None if view.sight is None else view.sight.log
+    return log if log is not None and log.of == view.selected else None
+
+
+def _log_lines(view: View, height: int) -> list[Row]:
+    log = _log(view)
+    if log is None or height < 1:
         return []
-    return [(Cell(line),) for line in (sight.log or ["Nothing."])[-height:]]
+    return [(Cell(line),) for line in (log.lines or ["Nothing."])[-height:]]
 
 
 def _table(view: View, style: Style, height: int) -> list[Row]:

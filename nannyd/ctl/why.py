@@ -1,17 +1,18 @@
 """`nannyctl why`: how the last life that is over ended, who ended it, and what nannyd said about it.
 
 JSON: a list of objects `{"name", "scope", "reason": why nannyd does not answer or null, "exit": the type Exit
-of io.nannyd.Nanny or null, "events": [...]}`.
+of io.nannyd.Nanny or null, "events": [...], "lines": what the worker said last, as in `nannyctl status`}`.
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from nannyd.core.errors import ExitCode
 from nannyd.core.paths import control_socket
-from nannyd.ctl import render, replies
+from nannyd.ctl import journal, render, replies
 from nannyd.ctl.client import NANNY, FailureError, Question, ask
 from nannyd.ctl.command import FAILED, complain
 from nannyd.ctl.render import clean, size
@@ -21,8 +22,25 @@ if TYPE_CHECKING:
     from nannyd.ctl.client import Reply
     from nannyd.ctl.command import Command
     from nannyd.ctl.instances import Instance
+    from nannyd.ctl.journal import Line
+    from nannyd.ctl.replies import Event
 
 _PATIENCE = 5.0
+_AFTERWARDS = 0.1
+"""Seconds in which the journal receives what the worker said last."""
+
+
+@dataclass(slots=True)
+class End:
+    """What is known of how an instance's last life ended."""
+
+    instance: Instance
+    reply: Reply | None
+    """To Why(); None where there is no nannyd, and only systemd knows."""
+    last: replies.Exit | None
+    events: list[Event]
+    lines: list[Line] = field(default_factory=list)
+    """What the worker said last, oldest first; where there is no nannyd, what anybody said."""
 
 
 def why(command: Command) -> int:
@@ -34,20 +52,20 @@ def why(command: Command) -> int:
         if one.status is not None and one.directory is not None
     }
     answers = dict(zip(asked, ask(list(asked.values()), patience=_PATIENCE), strict=True))
-    told: list[dict[str, Any]] = []
-    texts: list[str] = []
+    ends: list[End] = []
     for instance in chosen:
         try:
-            reply = _reply(instance, answers)
-            texts.append(_text(instance, reply, command))
+            ends.append(_end(instance, _reply(instance, answers)))
         except FailureError as failure:
             problems.append(f"{instance.name}: {replies.words(failure)}")
-            continue
-        told.append(_described(instance, reply))
+    parts = [(end, part) for end in ends if (part := _part(end)) is not None]
+    count = journal.LINES if command.lines is None else command.lines
+    for (end, _), tail in zip(parts, journal.tails([part for _, part in parts], count), strict=True):
+        end.lines = tail
     if command.json:
-        sys.stdout.write(render.dump_json(told))
+        sys.stdout.write(render.dump_json([_described(end) for end in ends]))
     else:
-        sys.stdout.write("\n".join(texts))
+        sys.stdout.write("\n".join(_text(end, command) for end in ends))
     for problem in problems:
         complain(problem)
     return FAILED if problems else ExitCode.CLEAN
@@ -63,47 +81,63 @@ def _reply(instance: Instance, answers: dict[int, Reply | FailureError]) -> Repl
     return answer
 
 
-def _described(instance: Instance, reply: Reply | None) -> dict[str, Any]:
+def _end(instance: Instance, reply: Reply | None) -> End:
+    if reply is None:
+        return End(instance, None, None, [])
+    table = replies.Table(reply).table_or_none("exit")
+    last = None if table is None else replies.exit_of(table)
+    return End(instance, reply, last, replies.events(reply, "events"))
+
+
+def _part(end: End) -> journal.Part | None:
+    last, status = end.last, end.instance.status
+    if end.reply is None:
+        return journal.Part(end.instance)
+    if last is None or last.uptime is None:
+        return None
+    until = last.at + _AFTERWARDS
+    if status is not None and status.worker is not None and status.generation == last.generation + 1:
+        until = min(until, status.worker.started_at)
+    return journal.of_worker(end.instance, last.at - last.uptime, until)
+
+
+def _described(end: End) -> dict[str, Any]:
     return {
-        "name": instance.name,
-        "scope": instance.scope.value,
-        "reason": instance.reason or None,
-        "exit": None if reply is None else reply.get("exit"),
-        "events": [] if reply is None else reply.get("events", []),
+        "name": end.instance.name,
+        "scope": end.instance.scope.value,
+        "reason": end.instance.reason or None,
+        "exit": None if end.reply is None else end.reply.get("exit"),
+        "events": [] if end.reply is None else end.reply.get("events", []),
+        "lines": journal.described(end.lines),
     }
 
 
-def _text(instance: Instance, reply: Reply | None, command: Command) -> str:
-    name, style = clean(instance.name), command.style
-    if reply is None:
-        unit = instance.unit
-        when = (
-            ""
-            if unit is None or unit.changed_at is None
-            else f", {render.since(unit.changed_at, command.now)}"
-        )
-        lines = [
-            f"{style.dot(instance.active_state)} {name}: {clean(instance.reason or instance.state)}{when}"
-        ]
-        if unit is not None:
-            scope = " --user" if unit.scope == "user" else ""
-            lines += labelled("Records", f"journalctl{scope} -u {clean(unit.id)}")
-        return "\n".join(lines) + "\n"
-    table = replies.Table(reply).table_or_none("exit")
-    if table is None:
-        return f"{style.dot(instance.active_state)} {name}: no life of its worker is over yet\n"
-    last = replies.exit_of(table)
-    lines = [f"{style.dot(instance.active_state)} {name}: life {last.generation} {clean(last.how)}"]
-    lines += labelled("Result", f"{clean(last.result)}, by {clean(last.who)}")
+def _text(end: End, command: Command) -> str:
+    instance, last, style = end.instance, end.last, command.style
+    head = f"{style.dot(instance.active_state)} {clean(instance.name)}: "
+    if end.reply is None:
+        at = None if instance.unit is None else instance.unit.changed_at
+        when = "" if at is None else f", {render.since(at, command.now)}"
+        lines = [f"{head}{clean(instance.reason or instance.state)}{when}"]
+        lines += [] if end.lines else labelled("Records", f"nannyctl logs {clean(instance.name)}")
+    elif last is None:
+        return f"{head}no life of its worker is over yet\n"
+    else:
+        lines = [f"{head}life {last.generation} {clean(last.how)}", *_labels(end, last, command)]
+    lines += ["", *(line for event in end.events for line in event_lines(event, style))] if end.events else []
+    lines += ["", *(text for line in end.lines for text in journal.worded(line, style))] if end.lines else []
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _labels(end: End, last: replies.Exit, command: Command) -> list[str]:
+    lines = labelled("Result", f"{clean(last.result)}, by {clean(last.who)}")
     if last.detail:
         lines += labelled("Because", *render.clean_lines(last.detail))
     lines += labelled("When", render.since(last.at, command.now))
     if last.uptime is not None:
         ready = "it was ready" if last.was_ready else "it was never ready"
         lines += labelled("Lived", f"{render.span(last.uptime)}; {ready}")
-    lines += labelled("Memory", *_memory(instance, last))
-    lines += ["", *(line for event in replies.events(reply, "events") for line in event_lines(event, style))]
-    return "\n".join(lines).rstrip() + "\n"
+    return lines + labelled("Memory", *_memory(end.instance, last))
 
 
 def _memory(instance: Instance, last: replies.Exit) -> list[str]:

@@ -38,8 +38,7 @@ _nannyctl() {
             if [[ $current == -* ]]; then
                 case $verb in
                     '' | list) options+=' --timeout --full --no-legend' ;;
-                    status) options+=' --timeout --lines --full' ;;
-                    why) options+=' --timeout --full' ;;
+                    status | why) options+=' --timeout --lines --full' ;;
                     metrics | start | reload) options+=' --timeout' ;;
                     stop | restart | kill) options+=' --timeout --reason' ;;
                     drain) options+=' --reason' ;;

@@ -59,6 +59,8 @@ def test_one_that_hangs_is_shown_as_such_and_not_waited_for(nannyd: Host) -> Non
         listed = nannyctl(nannyd, "list").stdout.splitlines()
         assert re.fullmatch(r"● a1 +not answering +- +- +- +- +not answering", listed[1])
         assert re.match(r"  b2 +running", listed[2])
+        metrics = nannyctl(nannyd, "metrics", "--timeout=1")
+        assert 'nannyd_up{instance="a1"} 0.0\nnannyd_up{instance="b2"} 1.0\n' in metrics.stdout
         done = nannyctl(nannyd, "restart", "a1", "b2")
         assert (done.returncode, done.stderr) == (1, "a1: not answering\n")
         well.wait_for("worker-ready")

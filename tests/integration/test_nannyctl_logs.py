@@ -12,7 +12,7 @@ from operator_terminal import Terminal, nannyctl, run_instance
 if TYPE_CHECKING:
     from harness import Host, Nannyd
 
-WHY = "(no journal is kept here|it runs in the foreground, where its worker's lines go too)"
+WHY = "(no journal is kept here|it was not started as nannyd@a1.service, and its worker's lines go elsewhere)"
 
 
 def one(host: Host, name: str = "a1") -> Nannyd:

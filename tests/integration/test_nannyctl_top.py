@@ -126,6 +126,14 @@ def test_interrupt_leaves_the_terminal_as_it_was(top: Screen) -> None:
     assert top.left_as_it_was()
 
 
+def test_its_end_by_a_signal_leaves_the_terminal_as_it_was(nannyd: Host) -> None:
+    terminal = Terminal(nannyd, "top")
+    terminal.expect("There are no instances")
+    terminal.child.kill(signal.SIGTERM)
+    assert "\x1b[?1049l" in terminal.coloured()  # the screen from before
+    assert terminal.child.exitstatus == 128 + signal.SIGTERM
+
+
 def test_screen_of_another_size_is_filled_and_one_too_small_survived(top: Screen) -> None:
     top.press("n")
     top.resize(60, 6)
@@ -148,7 +156,7 @@ def test_last_lines_and_help_are_shown_and_left(top: Screen, three: list[Nannyd]
     caller.close()
     top.press("n", "l")
     seen = top.wait_for(r"evil: .*\]0;taken over.*end")
-    assert "what a1 and its worker said last" in seen
+    assert "nannyctl top - nannyd's own last records of a1: " in seen
     assert f"worker {pid(three[0])} is ready after" in seen
     assert top.title() != "taken over"
     top.press("q", "?")
@@ -160,7 +168,7 @@ def test_last_lines_and_help_are_shown_and_left(top: Screen, three: list[Nannyd]
 def test_only_those_named_and_without_colours(nannyd: Host, three: list[Nannyd]) -> None:
     with Screen(nannyd, "top", "[bc]*", NO_COLOR="1") as top:
         top.wait_for(r"^  c3 +running")
-        assert top.names() == ["b2", "c3"]
+        eventually(lambda: top.names() == ["b2", "c3"], "those two, sorted by memory")
         assert not re.search(r"\x1b\[[34][0-7]", top.coloured())
 
 

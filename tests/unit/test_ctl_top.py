@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nannyd.core.paths import Scope
 from nannyd.ctl import journal, topview
 from nannyd.ctl.render import Style, width_of
-from nannyd.ctl.topview import Mode, Sight, View, key_of
+from nannyd.ctl.topview import Log, Mode, Sight, View, key_of
 
 if TYPE_CHECKING:
     from nannyd.ctl.instances import Instance
@@ -117,8 +117,10 @@ def test_log_of_another_instance_is_not_shown() -> None:
     of = view(mode=Mode.LOG, selected=("a", Scope.SYSTEM))
     assert of.sight is not None
     for log_of, wanted in ((("b", Scope.SYSTEM), ""), (("a", Scope.SYSTEM), "x 29")):
-        of.sight = Sight(of.sight.instances, {}, samples.NOW, log_of, [f"x {n}" for n in range(30)])
+        log = Log(log_of, [f"x {n}" for n in range(30)], "no journal is kept here")
+        of.sight = Sight(of.sight.instances, {}, samples.NOW, log)
         assert shown(of)[-2] == wanted
+    assert shown(of)[0] == "nannyctl top - nannyd's own last records of a: no journal is kept here"
 
 
 def test_nothing_an_instance_says_is_obeyed_by_the_terminal() -> None:

@@ -132,6 +132,7 @@ def her_home() -> Iterator[Path]:
     run_command("loginctl", "disable-linger", "alice")
     run_command("systemctl", "stop", f"user@{alice.pw_uid}.service")
     shutil.rmtree(Path(alice.pw_dir, ".config"))
+    shutil.rmtree(Path(alice.pw_dir, ".local"), ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import select
 import shutil
 import subprocess
+import termios
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -102,6 +104,15 @@ def test_what_was_stopped_has_its_lines_still(talker: Nannyd) -> None:
     assert "Stopped nannyd@w.service - nannyd worker w." in said
 
 
+def test_what_hangs_has_its_lines_too(talker: Nannyd) -> None:
+    talker.kill("SIGSTOP")
+    try:
+        assert "the worker begins" in done("logs", "w")
+        assert "the worker begins" in nannyctl("status", "w", "--timeout=200ms").stdout
+    finally:
+        talker.kill("SIGCONT")
+
+
 def test_several_instances_are_shown_in_the_order_of_time(nannyd: NannydFactory) -> None:
     instances = [nannyd(TALKER, name=name) for name in ("wa", "wb")]
     for instance in instances:
@@ -115,27 +126,28 @@ def test_several_instances_are_shown_in_the_order_of_time(nannyd: NannydFactory)
 
 def test_following_shows_new_lines(talker: Nannyd) -> None:
     with subprocess.Popen(["nannyctl", "logs", "-f", "w"], stdout=subprocess.PIPE) as follower:
+        assert follower.stdout is not None
+        out = follower.stdout.fileno()
         try:
-            read_until(follower, r"the worker begins\n.*serious\n")
+            read_until(out, r"the worker begins\n.*serious\n")
             note = '{"topic": "note", "message": "now"}'
             run_command("varlinkctl", "call", "/run/nannyd/w/control", "io.nannyd.Nanny.LogEvent", note)
-            read_until(follower, r" nannyd\[\d+\]: note: now\n")
+            read_until(out, r" nannyd\[\d+\]: note: now\n")
             done("kill", "w", "--timeout=0")
-            read_until(follower, r" w\[\d+\]: the worker begins\n")
+            read_until(out, r" w\[\d+\]: the worker begins\n")
         finally:
             follower.terminate()
 
 
-def read_until(process: subprocess.Popen[bytes], pattern: str) -> None:
+def read_until(descriptor: int, pattern: str) -> None:
     """Read on until what was read matches *pattern*."""
-    assert process.stdout is not None
     text, deadline = "", time.monotonic() + 20
     while not re.search(pattern, text, re.DOTALL):
         left = deadline - time.monotonic()
-        assert select.select([process.stdout], [], [], max(0, left))[0], f"no {pattern} in {text}"
-        more = os.read(process.stdout.fileno(), 1 << 16)
+        assert select.select([descriptor], [], [], max(0, left))[0], f"no {pattern} in {text}"
+        more = os.read(descriptor, 1 << 16)
         assert more, f"the end, and no {pattern} in {text}"
-        text += more.decode()
+        text += more.decode(errors="replace")
 
 
 def test_whoever_reads_may_stop_reading(talker: Nannyd) -> None:
@@ -226,6 +238,25 @@ def test_status_ends_with_the_last_lines_of_all(talker: Nannyd) -> None:
     assert "Stopped nannyd@w.service" in nannyctl("status", "w").stdout
 
 
+def test_why_ends_with_what_the_worker_said_last(nannyd: NannydFactory) -> None:
+    script = "echo starting up; sleep 0.3; echo 'Traceback: it is the disk' >&2; exit 7"
+    instance = nannyd(f"[worker]\ncommand = {shell(script)}\n[restart]\ndelay = '1h'\nmax-delay = '1h'\n")
+    instance.wait_for_event("restarting")
+    instance.journal.wait_for("it is the disk", instance.name)
+    text = done("why", "w")
+    last = text.rpartition("\n\n")[2].splitlines()
+    assert [re.sub(r".* w\[\d+\]: ", "", line) for line in last] == [
+        "starting up",
+        "Traceback: it is the disk",
+    ]
+    (told,) = json.loads(done("why", "w", "--json", "-n1"))
+    assert [line["message"] for line in told["lines"]] == ["Traceback: it is the disk"]
+    instance.stop()
+    text = done("why", "w")
+    assert "Traceback: it is the disk" in text
+    assert "Stopped nannyd@w.service" in text
+
+
 def test_journal_that_does_not_answer_does_not_hold_up_status(talker: Nannyd, tmp_path: Path) -> None:
     slow = tmp_path / "journalctl"
     slow.write_text("#!/bin/sh\nexec sleep 60\n")
@@ -236,3 +267,22 @@ def test_journal_that_does_not_answer_does_not_hold_up_status(talker: Nannyd, tm
     )
     assert result.returncode == 0
     assert f" worker {talker.worker} is ready after " in result.stdout  # what nannyd itself has
+
+
+# Top
+
+
+def test_top_shows_the_processor_time_of_the_workers_cgroup(nannyd: NannydFactory) -> None:
+    """The share is that of a child of the worker's: the worker itself does nothing but wait."""
+    nannyd(f"[worker]\ncommand = {shell('(while :; do :; done) & wait')}\n")
+    screen, terminal = pty.openpty()
+    termios.tcsetwinsize(screen, (24, 120))
+    environ = {**os.environ, "TERM": "xterm"}
+    with subprocess.Popen(
+        ["nannyctl", "top"], stdin=terminal, stdout=terminal, env=environ, start_new_session=True
+    ) as top:
+        read_until(screen, r"\bw .*running.*[1-9]\d%")
+        os.write(screen, b"q")
+        assert top.wait(20) == 0
+    os.close(screen)
+    os.close(terminal)
