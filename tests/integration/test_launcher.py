@@ -132,6 +132,7 @@ def test_compile_prints_all_problems_for_the_supervisor(configuration: Path) -> 
         (["run", "w", "--memory.limit"], 2, "write --memory.limit=VALUE"),
         (["run", "w", "--log-level", "loud"], 2, "invalid choice: 'loud'"),
         (["check", "a/b", "--", "true"], 78, "command line: NAME: 'a/b' has a character"),
+        (["reload", "../w"], 78, "command line: NAME: '../w' begins with '.'"),
         (["check", "nannyd", "--", "true"], 78, "'nannyd' is reserved"),
         (["check", "x" * 65, "--", "true"], 78, "at most 64 bytes"),
         (["check", "w", "--memory.limt=5", "--", "true"], 78, "did you mean --memory.limit?"),
