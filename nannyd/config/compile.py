@@ -112,7 +112,7 @@ def compile_plan(request: Request, around: Surroundings) -> Compiled:
     problems = found.problems
     tree = trees.merge(found.layers)
     home = (request.config_dir or sources.CONFIG_DIR).absolute() / f"{request.name}.toml"
-    settings, wrong = validate(tree, str(home))
+    settings, wrong = validate(tree, str(home) if found.is_whole else None)
     problems += wrong
     log_format, log_level = _log(request, around.environ, problems)
     credentials = Credentials(around.environ.get("CREDENTIALS_DIRECTORY"), around.unit)

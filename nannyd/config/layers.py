@@ -50,6 +50,8 @@ class Found:
 
     layers: list[Layer] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    is_whole: bool = True
+    """No file is left out because it cannot be read."""
 
     def add(self, origin: Origin, values: dict[str, Any]) -> None:
         """Add a layer without what is unknown in it."""
@@ -58,6 +60,11 @@ class Found:
     def complain(self, where: str, key: str, message: str) -> None:
         """Remember a problem."""
         self.problems.append(Problem(where, key, message))
+
+    def leave_out(self, where: str, message: str) -> None:
+        """Remember a file or directory that cannot be read."""
+        self.complain(where, "", message)
+        self.is_whole = False
 
 
 def collect(
@@ -101,7 +108,7 @@ def _drop_ins(directory: Path, found: Found) -> list[Path]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        found.complain(str(directory), "", f"cannot be read ({error.strerror})")
+        found.leave_out(str(directory), f"cannot be read ({error.strerror})")
         return []
     return [directory / name for name in names if name.endswith(".toml") and not name.startswith(".")]
 
@@ -112,21 +119,21 @@ def _read_file(path: Path, found: Found) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        found.complain(str(path), "", f"cannot be read ({error.strerror})")
+        found.leave_out(str(path), f"cannot be read ({error.strerror})")
         return
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        found.complain(f"{path}:{line}", "", "is not UTF-8 text; write it in UTF-8")
+        found.leave_out(f"{path}:{line}", "is not UTF-8 text; write it in UTF-8")
         return
     try:
         values = tomllib.loads(text)
     except RecursionError:
-        found.complain(str(path), "", "is not TOML that can be read: tables or lists are nested too deep")
+        found.leave_out(str(path), "is not TOML that can be read: tables or lists are nested too deep")
     except ValueError as error:
         line, message = _toml_error(text, str(error))
-        found.complain(f"{path}:{line}", "", f"is not TOML: {message}")
+        found.leave_out(f"{path}:{line}", f"is not TOML: {message}")
     else:
         for key in _too_big(values):
             found.complain(str(path), key, "has a number that does not fit into 64 bits; write a smaller one")

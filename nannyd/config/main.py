@@ -47,6 +47,7 @@ Keeps one memory-hungry worker healthy under systemd.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line *argv* (None: the process's own) and return the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _open_standard_streams()
     if arguments[:1] == ["run"]:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _leave)
@@ -63,6 +64,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain(["bug in nannyd, please report it:", *traceback.format_exc().splitlines()])
         return ExitCode.INTERNAL_ERROR
     return status
+
+
+def _open_standard_streams() -> None:
+    """Put /dev/null where the caller closed 0, 1 or 2; else the next file we open takes its place.
+
+    The supervisor and the worker would have the instance's lock for their standard error.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w")  # noqa: SIM115 - a descriptor, and as long as we live
+    if sys.stderr is None:
+        sys.stderr = open(2, "w")  # noqa: SIM115
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -12,8 +12,9 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from nannyd.config.complain import complain
-from nannyd.core.errors import ExitCode
+from nannyd.core.errors import ExitCode, Problem
 from nannyd.core.paths import control_socket, runtime_directory
+from nannyd.core.units import name_problem
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,6 +25,9 @@ _TIMEOUT = 90.0
 
 def reload(name: str) -> int:
     """Reload instance *name*; return 0, or 78 after all errors were written to standard error."""
+    if (wrong := name_problem(name)) is not None:
+        complain([Problem("command line", "NAME", wrong)])
+        return ExitCode.CONFIG
     path = control_socket(runtime_directory(name, os.environ))
     try:
         reply = call(path, "io.nannyd.Nanny.Reload")

@@ -12,6 +12,7 @@ import fcntl
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nannyd.config.complain import complain
@@ -24,12 +25,14 @@ from nannyd.core.paths import (
     runtime_directory,
     socket_path_problem,
 )
+from nannyd.core.plan import LogFormat
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from nannyd.config.compile import Compiled
     from nannyd.core.plan import Plan
+
+
+JOURNAL = Path("/run/systemd/journal/socket")
 
 
 class AlreadyRunningError(Exception):
@@ -43,6 +46,9 @@ def run(compiled: Compiled) -> int:
     too_long = socket_path_problem(directory)
     if too_long is not None:
         raise ConfigError([Problem("runtime directory", "", too_long)])
+    if plan.log_format is LogFormat.JOURNAL and not JOURNAL.exists():
+        # Every record would be lost, the one of this mistake included.
+        raise ConfigError([Problem("log format", "journal", f"needs {JOURNAL}; write auto, text or json")])
     try:
         make_runtime_directory(directory)
         lock = take_lock(directory, plan.name)

@@ -35,10 +35,11 @@ _TYPE_ERRORS = {
 """What pydantic's own error types mean; the kinds of `kinds` leave few of them to occur."""
 
 
-def validate(tree: Tree, home: str) -> tuple[Settings, list[Problem]]:
+def validate(tree: Tree, home: str | None) -> tuple[Settings, list[Problem]]:
     """Return the settings that *tree* means and all problems; with problems, bad values are defaults.
 
-    *tree* loses the bad values.  *home* is the file in which a missing setting would stand.
+    *tree* loses the bad values.  *home* is the file in which a missing setting would stand; None: what is
+    missing may stand in a file that cannot be read.
     """
     problems: list[Problem] = []
     bad: set[Path] = set()
@@ -86,7 +87,7 @@ def _translate(tree: Tree, path: Path, details: Any) -> Problem:
 # Rules between settings
 
 
-def _rules(settings: Settings, tree: Tree, bad: set[Path], home: str) -> Iterator[Problem]:
+def _rules(settings: Settings, tree: Tree, bad: set[Path], home: str | None) -> Iterator[Problem]:
     """Yield what is wrong between settings; a rule about a bad value is not applied."""
     if not bad & {("worker", "command"), ("worker", "class")}:
         yield from _worker_rule(settings, tree, home)
@@ -97,11 +98,12 @@ def _rules(settings: Settings, tree: Tree, bad: set[Path], home: str) -> Iterato
         yield from _delay_rule(settings, tree)
 
 
-def _worker_rule(settings: Settings, tree: Tree, home: str) -> Iterator[Problem]:
+def _worker_rule(settings: Settings, tree: Tree, home: str | None) -> Iterator[Problem]:
     worker = settings.worker
     if worker.command is None and worker.class_ is None:
         message = 'is missing; write command = [...] or class = "package.module:Class"'
-        yield Problem(home, "worker.command", message)
+        if home is not None:
+            yield Problem(home, "worker.command", message)
     elif worker.command is not None and worker.class_ is not None:
         message = "stands beside worker.command; write only one of them"
         yield problem_at(tree, ("worker", "class"), message)

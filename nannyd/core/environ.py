@@ -145,14 +145,12 @@ def compose(
     }
     seed = {"PYTHONHASHSEED": Entry(HASH_SEED, "default")}
     first = {**pre_spawn} if bootstrap else {**pre_spawn, **environ}
-    if "PYTHONHASHSEED" in first and first["PYTHONHASHSEED"].value == "0":
-        del first["PYTHONHASHSEED"]
+    later = {**environ} if bootstrap else {}
+    for configured in (first, later):  # late, too: the worker's children would hash unlike itself
+        if "PYTHONHASHSEED" in configured and configured["PYTHONHASHSEED"].value == "0":
+            del configured["PYTHONHASHSEED"]
     at_exec = {**seed, **first, **kept, **arguments}
-    late = {
-        name: entry
-        for name, entry in (environ.items() if bootstrap else ())
-        if name not in kept and name not in arguments
-    }
+    late = {name: entry for name, entry in later.items() if name not in kept and name not in arguments}
     variables = [
         Variable(name, entry.value, entry.origin, entry.secret, late=is_late)
         for is_late, entries in ((False, at_exec), (True, late))

@@ -19,7 +19,7 @@ from nannyd.core import wire
 from nannyd.worker import preload, signals
 from nannyd.worker.channel import Channel
 from nannyd.worker.life import Life
-from nannyd.worker.report import report_failure
+from nannyd.worker.report import report_exit, report_failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +32,9 @@ def main() -> None:
         status = _run()
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
+    except SystemExit as request:
+        report_exit(request)
+        status = request.code
     except Exception as error:  # noqa: BLE001 (it ends here, and is told)
         report_failure(error)
         status = 1

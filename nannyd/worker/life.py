@@ -21,7 +21,7 @@ from nannyd.worker import signals
 from nannyd.worker.api import notify
 from nannyd.worker.channel import Channel, Specification, Stop
 from nannyd.worker.preload import Preload, maybe_await
-from nannyd.worker.report import report, report_failure
+from nannyd.worker.report import report, report_exit, report_failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,6 +75,8 @@ class Life:
     def _judge(self, outcome: BaseException | None) -> None:
         """Take note of how a part of the life ended.  The first failure is the one that nannyd hears of."""
         if isinstance(outcome, SystemExit):
+            if self._exit is None and not self._failed:
+                report_exit(outcome)
             self._exit = self._exit or outcome
         elif outcome is not None:
             (report if self._failed else report_failure)(outcome)

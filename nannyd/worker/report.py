@@ -30,6 +30,12 @@ def report_failure(error: BaseException) -> None:
     report(error)
 
 
+def report_exit(request: SystemExit) -> None:
+    """Tell nannyd the text of a sys.exit("text"), which the interpreter itself prints at the end."""
+    if request.code is not None and not isinstance(request.code, int):
+        notify(X_NANNYD_ERROR=wire.format_error(str(request.code)), STOPPING="1")
+
+
 def report(error: BaseException) -> None:
     """Write the traceback of *error* to stderr, without the frames of this program."""
     if sys.stderr is not None:  # as it is for who started without a descriptor 2

@@ -438,6 +438,18 @@ def test_sys_exit_is_honoured_and_the_worker_closed(
     assert running.count("X_NANNYD_ERROR") == 0
 
 
+@pytest.mark.parametrize("where", ["import", "start", "finished", "close", "task"])
+def test_text_of_sys_exit_is_told(
+    start: Callable[..., Running], tmp_path: Path, story: Path, where: str
+) -> None:
+    (tmp_path / "early.py").write_text('import sys; sys.exit("no licence")' if where == "import" else "")
+    kwargs = {"where": where, "status": "no licence", "story": str(story)}
+    running = start("Exits", kwargs=kwargs, preload=[str(tmp_path / "early.py")])
+    assert running.ends() == 1
+    assert running.error() == "no licence"
+    assert running.stderr().endswith("no licence\n")
+
+
 def test_other_protocol_is_refused_with_both_versions(launch: Callable[..., Running]) -> None:
     running = launch()
     running.specify(protocol=99)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from nannyd.config.run import JOURNAL
 from nannyd.core.paths import lock_file, make_runtime_directory
 from nannyd.core.plan import from_json
 
@@ -132,6 +133,7 @@ def test_compile_prints_all_problems_for_the_supervisor(configuration: Path) -> 
         (["run", "w", "--memory.limit"], 2, "write --memory.limit=VALUE"),
         (["run", "w", "--log-level", "loud"], 2, "invalid choice: 'loud'"),
         (["check", "a/b", "--", "true"], 78, "command line: NAME: 'a/b' has a character"),
+        (["reload", "../w"], 78, "command line: NAME: '../w' begins with '.'"),
         (["check", "nannyd", "--", "true"], 78, "'nannyd' is reserved"),
         (["check", "x" * 65, "--", "true"], 78, "at most 64 bytes"),
         (["check", "w", "--memory.limt=5", "--", "true"], 78, "did you mean --memory.limit?"),
@@ -183,9 +185,12 @@ class Runner:
         self.stand_in.write_text(STAND_IN.format(python=sys.executable))
         self.stand_in.chmod(0o755)
 
-    def start(self, *arguments: str, runtime: Path | None = None) -> subprocess.Popen[str]:
+    def start(
+        self, *arguments: str, runtime: Path | None = None, journal: Path = JOURNAL
+    ) -> subprocess.Popen[str]:
         script = (
             f"import sys; sys.executable = {str(self.stand_in)!r}\n"
+            f"import pathlib, nannyd.config.run as run; run.JOURNAL = pathlib.Path({str(journal)!r})\n"
             "from nannyd.config.main import main; sys.exit(main(sys.argv[1:]))"
         )
         return subprocess.Popen(
@@ -275,6 +280,14 @@ def test_run_with_a_bad_configuration_does_not_even_make_its_directory(runner: R
     assert process.returncode == 78
     assert "memory.limit: 'lots' is not a size" in complaint
     assert not runner.runtime.exists()
+
+
+def test_the_journal_as_log_is_refused_where_there_is_none(runner: Runner, tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    with runner.start("good", "--log-format=journal", journal=journal) as process:
+        _, complaint = process.communicate()
+    expected = f"log format: journal: needs {journal}; write auto, text or json\n"
+    assert (process.returncode, complaint) == (78, expected)
 
 
 def test_complaints_to_the_journal_carry_its_priority(configuration: Path, tmp_path: Path) -> None:

@@ -9,13 +9,14 @@ import pty
 import re
 import select
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from harness import PATIENCE, Host, await_end, children_of, eventually, lives, send_signal
+from harness import PATIENCE, Host, await_end, children_of, eventually, lives, read_lines, send_signal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,6 +64,23 @@ def read_all(descriptor: int) -> str:
             break
         chunks.append(chunk)
     return b"".join(chunks).decode()
+
+
+@pytest.mark.parametrize("closed", [{0}, {1}, {2}, {0, 1, 2}])
+def test_streams_that_the_caller_closed_are_dev_null(nannyd: Host, closed: set[int]) -> None:
+    told = nannyd.home.base / "told"
+    look = f'streams=$(readlink /proc/$$/fd/0 /proc/$$/fd/1 /proc/$$/fd/2); echo "$streams" >{told}'
+    command = [sys.executable, "-m", "nannyd", "run", "t", "--restart.mode=no", "--", "sh", "-c", look]
+    closing = "".join(f" {descriptor}>&-" for descriptor in closed)
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@"{closing}', "sh", *command],
+        env=nannyd.home.environ(),
+        capture_output=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0
+    streams = read_lines(told)
+    assert {number for number in range(3) if streams[number] == "/dev/null"} == {0} | closed
 
 
 # --- Readers who do not read ---------------------------------------------------------------------------

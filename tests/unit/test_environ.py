@@ -87,6 +87,18 @@ def test_the_hash_seed_is_the_nannys_unless_somebody_says_so(
     assert seed(inherited, pre_spawn, argument) == expected
 
 
+@pytest.mark.parametrize("bootstrap", [False, True])
+def test_a_hash_seed_of_0_is_none_in_environ_too(*, bootstrap: bool) -> None:
+    variables = compose(
+        inherited={},
+        environ={"PYTHONHASHSEED": Entry("0", "e")},
+        pre_spawn={},
+        arguments={},
+        bootstrap=bootstrap,
+    )
+    assert [(v.value, v.late) for v in variables if v.name == "PYTHONHASHSEED"] == [("6640", False)]
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -206,7 +206,7 @@ class Hangs(Good):
 class Exits(Good):
     """Calls sys.exit: at the place named *where*, with the status *status*."""
 
-    def __init__(self, where: str, status: int, story: str | None = None) -> None:
+    def __init__(self, where: str, status: int | str, story: str | None = None) -> None:
         """Remember where and how."""
         super().__init__(story=story)
         self.where = where
