@@ -115,7 +115,7 @@ def compile_plan(request: Request, around: Surroundings) -> Compiled:
     settings, wrong = validate(tree, str(home) if found.is_whole else None)
     problems += wrong
     log_format, log_level = _log(request, around.environ, problems)
-    credentials = Credentials(around.environ.get("CREDENTIALS_DIRECTORY"), around.unit)
+    credentials = Credentials(around.environ.get("CREDENTIALS_DIRECTORY") or None, around.unit)
     builder = _Builder(request, around, settings, tree, credentials, problems)
     variables = builder.variables()
     plan = builder.plan(variables, log_format, log_level)

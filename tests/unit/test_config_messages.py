@@ -358,6 +358,14 @@ def test_settings_that_do_not_go_together_are_one_clear_error(toml: str, line: s
     assert problems(tmp_path, toml) == [line]
 
 
+def test_an_empty_credentials_directory_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tok").write_text("of the working directory")
+    monkeypatch.chdir(tmp_path)
+    toml = f"{CLASS}kwargs.token = {{ credential = 'tok' }}\n"
+    (line,) = problems(tmp_path, toml, environ={"CREDENTIALS_DIRECTORY": ""})
+    assert "$CREDENTIALS_DIRECTORY is not set" in line
+
+
 @pytest.mark.parametrize(
     ("content", "line"),
     [
