@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from nannyd.config import envfile
 from nannyd.config.compile import Request, Source, Surroundings
+from nannyd.config.layers import CONFIG_DIR
 from nannyd.config.machine import Machine, read_machine
 from nannyd.core.memory import Bound
 from nannyd.core.paths import SYSTEMD_IS_HERE
@@ -123,7 +124,7 @@ def add_arguments(request: Request, arguments: Sequence[str] | None) -> Request:
 
 
 def find(name: str) -> Unit | None:
-    """Return the unit of instance *name*: the user manager's for users, where both have one that runs."""
+    """Return the unit of instance *name*; a user's manager, too, has one of every name: the template."""
     unit_name = f"nannyd@{name}.service"  # never escaped: the unit says %i
     found: list[Unit] = []
     for scope in ("--system",) if os.geteuid() == 0 else ("--user", "--system"):
@@ -134,7 +135,25 @@ def find(name: str) -> Unit | None:
         more = _properties(scope, path, "Service", _SERVICE_PROPERTIES)
         if more is not None:
             found.append(Unit(unit_name, scope, {**properties, **more}))
-    return next((unit for unit in found if unit.properties["MainPID"]), found[0] if found else None)
+    return chosen(found, name)
+
+
+def chosen(units: Sequence[Unit], name: str) -> Unit | None:
+    """Return the unit that is meant: that which runs, or has failed, or is configured; else the first."""
+
+    def claim(unit: Unit) -> int:
+        if unit.properties["MainPID"]:
+            return 3
+        return 2 if unit.properties["ActiveState"] != "inactive" else int(_is_configured(unit, name))
+
+    return max(units, key=claim, default=None)
+
+
+def _is_configured(unit: Unit, name: str) -> bool:
+    """Say whether there is a file of instance *name* where the unit has its configuration."""
+    request = add_arguments(Request(name), _arguments(unit, {}))
+    directory = request.config_dir or CONFIG_DIR
+    return any(os.access(directory / file, os.F_OK) for file in (f"{name}.toml", f"{name}.toml.d"))
 
 
 def escape_path(name: str) -> str:
@@ -214,11 +233,15 @@ def _of_properties(unit: Unit, layers: Sequence[Layer]) -> _Found:
     for layer in layers:
         environ.update(layer.variables)
     environ = without(environ, properties["UnsetEnvironment"])
-    arguments: list[str] | None = None
-    if properties["ExecStart"]:
-        argv = [str(word) for word in properties["ExecStart"][0][1]]
-        arguments = recover_arguments(envfile.expand(argv, environ))
-    return environ, arguments, with_limits(read_machine(cgroup=_slice_cgroup(unit)), unit)
+    return environ, _arguments(unit, environ), with_limits(read_machine(cgroup=_slice_cgroup(unit)), unit)
+
+
+def _arguments(unit: Unit, environ: Mapping[str, str]) -> list[str] | None:
+    """Return nannyd's own arguments in the unit's ExecStart=."""
+    if not unit.properties["ExecStart"]:
+        return None
+    argv = [str(word) for word in unit.properties["ExecStart"][0][1]]
+    return recover_arguments(envfile.expand(argv, environ))
 
 
 def with_limits(machine: Machine, unit: Unit) -> Machine:

@@ -156,6 +156,38 @@ def test_limits_of_a_unit_that_is_not_running_bind() -> None:
     assert limited.cpus == 0.5
 
 
+@pytest.mark.parametrize(
+    ("user", "system", "scope"),
+    [
+        ("", "", "--user"),
+        ("", "configured", "--system"),
+        ("configured", "configured", "--user"),
+        ("configured", "failed", "--system"),
+        ("configured failed", "configured failed", "--user"),
+        ("configured failed", "running", "--system"),
+        ("running", "configured running", "--user"),
+    ],
+)
+def test_of_two_managers_the_one_that_has_the_instance_is_asked(
+    tmp_path: Path, user: str, system: str, scope: str
+) -> None:
+    def made(scope: str, words: str) -> unit.Unit:
+        directory = tmp_path / scope
+        directory.mkdir()
+        if "configured" in words:
+            (directory / "w.toml").write_text("")
+        argv = ["/usr/bin/nannyd", "run", "w", f"--config-dir={directory}"]
+        state = {"MainPID": 0, "ActiveState": "failed" if "failed" in words else "inactive"}
+        if "running" in words:
+            state = {"MainPID": 1, "ActiveState": "active"}
+        return unit.Unit("nannyd@w.service", scope, {**PROPERTIES, **state, "ExecStart": [["", argv]]})
+
+    units = [made("--user", user), made("--system", system)]
+    found = unit.chosen(units, "w")
+    assert found is not None
+    assert found.scope == scope
+
+
 FAKE_BUSCTL = """\
 #!/bin/sh
 case "$*" in
