@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import sys
 from typing import TYPE_CHECKING, Any
@@ -313,5 +314,13 @@ def _columns(rows: list[tuple[str, str]]) -> list[str]:
 
 
 def dump(document: dict[str, Any]) -> str:
-    """Return a *document* as JSON for people and programs."""
-    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    """Return a *document* as JSON for people and programs; numbers that JSON does not have are text."""
+    return json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -78,9 +78,11 @@ def collect(
     """Return all layers of instance *name*.  *config_dir* None: the usual one, which may be missing."""
     found = Found([Layer(DEFAULT, BUILT_IN)])
     if config_dir is not None and not config_dir.is_dir():
-        found.complain(COMMAND_LINE, "--config-dir", f"{show(str(config_dir))} is not a directory")
-    for path in _files(name, (config_dir or CONFIG_DIR).absolute(), found):
-        _read_file(path, found)
+        write = f"write the directory that holds {name}.toml"
+        found.complain(COMMAND_LINE, "--config-dir", f"{show(str(config_dir))} is not a directory; {write}")
+    else:
+        for path in _files(name, (config_dir or CONFIG_DIR).absolute(), found):
+            _read_file(path, found)
     read_variables(environ, found)
     for option, text in options:
         _read_option(option, text, found)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from nannyd.config.complain import complain
 from nannyd.core.errors import ExitCode, Problem
-from nannyd.core.paths import control_socket, runtime_directory
+from nannyd.core.paths import SYSTEM_DIRECTORY, control_socket, runtime_directory
 from nannyd.core.units import name_problem
 
 if TYPE_CHECKING:
@@ -32,7 +32,10 @@ def reload(name: str) -> int:
     try:
         reply = call(path, "io.nannyd.Nanny.Reload")
     except (FileNotFoundError, ConnectionRefusedError):
-        return _failed(f"{name} is not running ({path}: nobody listens)", ExitCode.WORKER_FAILED)
+        hint = ""
+        if path != (systems := control_socket(SYSTEM_DIRECTORY / name)) and systems.exists():
+            hint = f"; the system's instance of that name is reloaded by root: systemctl reload nannyd@{name}"
+        return _failed(f"{name} is not running ({path}: nobody listens){hint}", ExitCode.WORKER_FAILED)
     except (OSError, ValueError) as error:
         return _failed(f"{name} does not answer ({path}: {error})", ExitCode.WORKER_FAILED)
     problems = reply.get("parameters", {}).get("problems")

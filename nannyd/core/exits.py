@@ -100,7 +100,7 @@ class Evidence:
     memory_peak: int | None = None
     """Bytes, memory.peak of the leaf: page cache included."""
     error: str = ""
-    """What the worker itself said of its failure (X_NANNYD_ERROR, ERRNO)."""
+    """What the worker itself said of its failure (X_NANNYD_ERROR)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ SUPERVISED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """The signals that the launcher leaves blocked for the supervisor it becomes."""
 
 _LONGEST_SOCKET = "notify-XXXXXXXX"
-_OF_THE_SYSTEM = Path("/run/nannyd")
+SYSTEM_DIRECTORY = Path("/run/nannyd")
 
 
 class Scope(enum.StrEnum):
@@ -44,7 +44,7 @@ def runtime_directory(name: str, environ: Mapping[str, str]) -> Path:
     if given := given_directory("RUNTIME_DIRECTORY", environ):
         return given
     if os.geteuid() == 0:
-        return _OF_THE_SYSTEM / name
+        return SYSTEM_DIRECTORY / name
     if own := environ.get("XDG_RUNTIME_DIR"):
         return Path(own) / "nannyd" / name
     return _in_tmp() / name
@@ -55,7 +55,7 @@ def parents(environ: Mapping[str, str]) -> list[tuple[Scope, Path]]:
     own = [_in_tmp()]
     if runtime := environ.get("XDG_RUNTIME_DIR"):
         own.insert(0, Path(runtime) / "nannyd")
-    return [(Scope.SYSTEM, _OF_THE_SYSTEM), *((Scope.USER, path) for path in own)]
+    return [(Scope.SYSTEM, SYSTEM_DIRECTORY), *((Scope.USER, path) for path in own)]
 
 
 def given_directory(variable: str, environ: Mapping[str, str]) -> Path | None:

@@ -235,7 +235,8 @@ def instant(at: float) -> str:
 
 def since(at: float, now: float) -> str:
     """Return `Mon 2026-11-23 04:09:30 UTC; 7s ago`."""
-    ago = f"{span(now - at)} ago" if at <= now else f"{span(at - now)} left"
+    # Instants are reckoned back from two clocks: a moment ahead is now.
+    ago = f"{span(max(0.0, now - at))} ago" if at <= now + 1 else f"{span(at - now)} left"
     return f"{instant(at)}; {ago}"
 
 

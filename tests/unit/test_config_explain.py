@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +109,16 @@ def test_the_plans_json_has_the_documented_keys(tmp_path: Path) -> None:
         "PLAIN": "********",
         "URL": "amqp://u:********@h/",
     }
+
+
+def test_numbers_that_json_does_not_have_are_written_as_text(tmp_path: Path) -> None:
+    toml = '[worker]\nclass = "m:C"\n[worker.kwargs]\na = nan\nb = inf\n'
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    shown = json.loads(plan_json(compiled(tmp_path, toml)), parse_constant=refuse)
+    assert shown["settings"]["worker"]["kwargs"] == {"a": "nan", "b": "inf"}
 
 
 def test_every_value_and_variable_is_explained_with_its_origin(tmp_path: Path) -> None:

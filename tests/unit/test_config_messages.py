@@ -401,7 +401,14 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 def test_a_configuration_directory_that_is_not_there_is_a_problem(tmp_path: Path) -> None:
     lines = problems(tmp_path / "nowhere", command=["true"])
-    assert lines == ["command line: --config-dir: 'DIR' is not a directory"]
+    assert lines == [
+        "command line: --config-dir: 'DIR' is not a directory; write the directory that holds w.toml"
+    ]
+    (tmp_path / "file").write_text("")
+    lines = problems(tmp_path / "file", command=["true"])
+    assert lines == [
+        "command line: --config-dir: 'DIR' is not a directory; write the directory that holds w.toml"
+    ]
 
 
 def test_a_name_that_cannot_be_is_the_only_problem(tmp_path: Path) -> None:

@@ -122,7 +122,8 @@ def test_instants_are_told_as_systemctl_does(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
     assert render.since(1_763_874_917.0, 1_763_874_924.5) == "Sun 2025-11-23 05:15:17 UTC; 7s ago"
-    assert render.since(1_763_874_917.0, 1_763_874_916.0) == "Sun 2025-11-23 05:15:17 UTC; 1s left"
+    assert render.since(1_763_874_917.0, 1_763_874_916.5) == "Sun 2025-11-23 05:15:17 UTC; 0s ago"
+    assert render.since(1_763_874_917.0, 1_763_874_912.0) == "Sun 2025-11-23 05:15:17 UTC; 5s left"
     assert render.log_instant(1_763_874_917.0) == "Nov 23 05:15:17"
 
 
