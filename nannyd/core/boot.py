@@ -1,12 +1,15 @@
-"""How a Python worker is started inside the user's interpreter.
+"""How a process of the user's interpreter is started: a Python worker, or the agent.
 
 That interpreter need not have nannyd.  Needs the standard library of Python 3.10 only.
 """
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 _PROGRAM = (
-    "import sys; sys.path.insert(0, {directory!r}); from nannyd.worker.bootstrap import main; "
+    "import sys; sys.path.insert(0, {directory!r}); from nannyd.{room}.bootstrap import main; "
     "sys.path.append(sys.path.pop(0)); main()"
 )
 """First while nannyd itself is imported, so that no other `nannyd` of the user's can stand in for the one
@@ -19,4 +22,16 @@ def boot_argv(python: str, directory: str, name: str, target: str) -> list[str]:
     *directory* holds nothing but the package `nannyd`.  *name* and *target* are there for whoever reads
     the process list: the bootstrap is told what to do through its channel (`wire.CHANNEL_FD`).
     """
-    return [python, "-c", _PROGRAM.format(directory=directory), name, target]
+    return [python, "-c", _PROGRAM.format(directory=directory, room="worker"), name, target]
+
+
+def agent_argv(python: str, directory: str, name: str) -> list[str]:
+    """Return the argv that runs the agent of instance *name*; *directory* is as for `boot_argv`."""
+    return [python, "-c", _PROGRAM.format(directory=directory, room="agent"), name, "agent"]
+
+
+def arrive() -> None:
+    """Set `sys.argv` to the instance's name, and the first of `sys.path` to what `python -m` has there."""
+    sys.argv[:] = sys.argv[1:2]
+    if sys.path[:1] == [""]:  # because of `python -c`
+        sys.path[0] = str(Path.cwd())

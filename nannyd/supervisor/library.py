@@ -1,4 +1,4 @@
-"""What the interpreters of Python workers import of nannyd: a copy, as old as this supervisor.
+"""What the interpreters of workers and agent import of nannyd: a copy, as old as this supervisor.
 
 A copy and no link, because an upgrade of the package replaces the files under a running supervisor: its next
 worker would have a bootstrap of another version, which may speak another protocol, or half of one.
@@ -9,15 +9,20 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-_PARTS = ("__init__.py", "core/__init__.py", "core/wire.py", "worker/*.py")
+PARTS = (
+    "__init__.py",
+    *(f"core/{module}.py" for module in ("__init__", "boot", "preload", "target", "trace", "wire")),
+    "worker/*.py",
+    "agent/*.py",
+)
 
 
 def install(runtime: Path) -> Path:
-    """Return a directory below *runtime* that holds nothing but the worker's parts of `nannyd`."""
+    """Return a directory below *runtime* that holds nothing but these parts of `nannyd`."""
     package = Path(__file__).resolve().parent.parent
     library = runtime / "lib"
     _remove(library)
-    for part in _PARTS:
+    for part in PARTS:
         for source in package.glob(part):
             copy = library / "nannyd" / source.relative_to(package)
             copy.parent.mkdir(parents=True, exist_ok=True)

@@ -17,10 +17,10 @@ import math
 import signal
 from typing import TYPE_CHECKING, Any
 
+from nannyd.core.preload import Preload, maybe_await
 from nannyd.worker import signals
 from nannyd.worker.api import notify
 from nannyd.worker.channel import Channel, Specification, Stop
-from nannyd.worker.preload import Preload, maybe_await
 from nannyd.worker.report import report, report_exit, report_failure
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class Life:
         if not (hasattr(worker, "start") or hasattr(worker, "finished")):
             raise TypeError(f"worker class {self._spec.target!r}: has neither start() nor finished()")
         for preload in self._preloads:
-            await preload.set_up(worker)
+            await maybe_await(preload.set_up(worker))
             self._set_up.append(preload)
         if hasattr(worker, "start"):
             await maybe_await(worker.start())

@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import sys
-import traceback
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from nannyd.core import wire
+from nannyd.core.trace import format_trace
 from nannyd.worker.api import notify
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
-_MACHINERY = (
-    str(Path(__file__).parent),
-    str(Path(importlib.__file__).parent),
-    "<frozen importlib",
-    "<string>",
-)
-"""Beginnings of the file names of frames that tell the user nothing."""
 
 
 def report_failure(error: BaseException) -> None:
     """Report *error* as what the worker dies of: to nannyd first, for stderr may block."""
-    notify(X_NANNYD_ERROR=wire.format_error(_text(error)), STOPPING="1")
+    notify(X_NANNYD_ERROR=wire.format_error(format_trace(error)), STOPPING="1")
     report(error)
 
 
@@ -40,15 +26,5 @@ def report(error: BaseException) -> None:
     """Write the traceback of *error* to stderr, without the frames of this program."""
     if sys.stderr is not None:  # as it is for who started without a descriptor 2
         with contextlib.suppress(OSError, ValueError):  # a broken pipe, or closed
-            sys.stderr.write(_text(error))
+            sys.stderr.write(format_trace(error))
             sys.stderr.flush()
-
-
-def _text(error: BaseException) -> str:
-    return "".join(traceback.format_exception(type(error), error, _trim(error.__traceback__)))
-
-
-def _trim(trace: TracebackType | None) -> TracebackType | None:
-    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_MACHINERY):
-        trace = trace.tb_next
-    return trace

@@ -1,4 +1,4 @@
-"""Preloads of the worker: found, imported, called."""
+"""Preloads: found, imported, called."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from nannyd.worker import preload
+from nannyd.core import preload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,7 +85,7 @@ def test_setup_takes_the_arguments_if_it_can(
         "    CALLS.append(values[0] if isinstance(values[0], tuple) else tuple(v for v in values if v != 1))"
     )
     loaded = preload.load(write(tmp_path / "my_preload.py", source), argv)
-    asyncio.run(loaded.set_up("w"))
+    asyncio.run(preload.maybe_await(loaded.set_up("w")))
     assert [called_with] == loaded.module.CALLS
 
 
@@ -93,10 +93,10 @@ def test_setup_takes_the_arguments_if_it_can(
 def test_arguments_that_nobody_takes_are_an_error(tmp_path: Path, source: str) -> None:
     loaded = preload.load(write(tmp_path / "my_preload.py", source), ["--x"])
     with pytest.raises(TypeError, match=r"has arguments \['--x'\], but no nannyd_setup\(worker, argv\)"):
-        asyncio.run(loaded.set_up("w"))
+        asyncio.run(preload.maybe_await(loaded.set_up("w")))
 
 
 def test_preload_without_functions_is_only_imported() -> None:
     loaded = preload.load("email.mime", [])
-    asyncio.run(loaded.set_up("w"))
-    asyncio.run(loaded.tear_down("w"))
+    asyncio.run(preload.maybe_await(loaded.set_up("w")))
+    asyncio.run(preload.maybe_await(loaded.tear_down("w")))

@@ -1,8 +1,9 @@
-"""Preloads: the user's modules that are imported before the worker's own, and meet the worker.
+"""Preloads: the user's modules that are imported before all else, and meet the worker or the nanny.
 
 Vocabulary and order are Dask's: a preload is a module name or the path of a .py file; its
-`nannyd_setup(worker)` runs between constructor and `start`, its `nannyd_teardown(worker)` after `close`.
-Both may be plain or async, both may be missing.
+`nannyd_setup(worker)` runs before the worker's start, its `nannyd_teardown(worker)` at the end, and in the
+agent both get the nanny.  Both may be plain or async, both may be missing.  Needs the standard library of
+Python 3.10 only: it runs inside the user's interpreter.
 """
 
 from __future__ import annotations
@@ -27,29 +28,42 @@ class Preload:
     name: str
     argv: list[str]
     module: ModuleType
+    families: tuple[str, ...]
+    """Whose `FAMILY_setup` and `FAMILY_teardown` are meant; the first that the module has."""
 
-    async def set_up(self, worker: object) -> None:
-        """Call `nannyd_setup(worker)`, or `nannyd_setup(worker, argv)` if it takes two."""
-        function = getattr(self.module, "nannyd_setup", None)
+    def set_up(self, subject: object) -> Any:
+        """Call `nannyd_setup(subject)`, or `nannyd_setup(subject, argv)` if it takes two; may be awaitable.
+
+        A `dask_setup` may be a command of click's, which parses the arguments.
+        """
+        function = self._function("setup")
+        if hasattr(function, "make_context"):
+            context = function.make_context(function.name, list(self.argv))
+            return function.callback(subject, *context.args, **context.params)
         takes_argv = function is not None and _takes_two(function)
         if self.argv and not takes_argv:
+            parameter = "nanny" if "dask" in self.families else "worker"
             raise TypeError(
-                f"preload {self.name}: has arguments {self.argv}, but no nannyd_setup(worker, argv)"
+                f"preload {self.name}: has arguments {self.argv}, but no nannyd_setup({parameter}, argv)"
             )
-        if function is not None:
-            await maybe_await(function(worker, list(self.argv)) if takes_argv else function(worker))
+        if function is None:
+            return None
+        return function(subject, list(self.argv)) if takes_argv else function(subject)
 
-    async def tear_down(self, worker: object) -> None:
-        """Call `nannyd_teardown(worker)`."""
-        function = getattr(self.module, "nannyd_teardown", None)
-        if function is not None:
-            await maybe_await(function(worker))
+    def tear_down(self, subject: object) -> Any:
+        """Call `nannyd_teardown(subject)`; what it returns may be awaitable."""
+        function = self._function("teardown")
+        return None if function is None else function(subject)
+
+    def _function(self, what: str) -> Any:
+        found = (getattr(self.module, f"{family}_{what}", None) for family in self.families)
+        return next((function for function in found if function is not None), None)
 
 
-def load(name: str, argv: list[str]) -> Preload:
+def load(name: str, argv: list[str], families: tuple[str, ...] = ("nannyd",)) -> Preload:
     """Import the preload *name*, a dotted module name or the path of a .py file."""
     module = _import_file(Path(name)) if name.endswith(".py") else importlib.import_module(name)
-    return Preload(name, argv, module)
+    return Preload(name, argv, module, families)
 
 
 async def maybe_await(result: Any) -> Any:
