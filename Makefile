@@ -12,7 +12,7 @@ BUILD_PACKAGES := gcc libsystemd-dev pkg-config \
     $(shell $(PYTHON) -c 'import ensurepip' 2>/dev/null || echo python3-venv) \
     $(shell $(PYTHON) -c 'import os, sys, sysconfig as s; sys.exit(not os.path.exists(s.get_path("include") + "/Python.h"))' \
         2>/dev/null || echo python3-dev)
-TEST_PACKAGES := libc6-dev redis-server shellcheck stress-ng systemd tmux
+TEST_PACKAGES := libc6-dev openssl redis-server shellcheck stress-ng systemd tmux
 
 .PHONY: demo test lint host package guest guest-package guest-12 deb image shell bench clean help
 

@@ -20,6 +20,9 @@ The supervisor's first line is the specification of the worker; a later line ask
 `{"stop": {"timeout": 24.0, "reason": "…"}}`.  End of file means that the supervisor is gone.
 """
 
+LINE_MAX = 1 << 20
+"""Bytes of one line of the agent's channel, its end included."""
+
 ERROR_MAX = 16 << 10
 """Characters of a traceback that travel, the last ones, for they name the error: 96 KiB at most."""
 

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from agent_peer import Agent
 from harness import Host
 from varlink_peer import Service
+
+from nannyd.supervisor import library
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,3 +53,32 @@ def serve() -> Iterator[Callable[..., Service]]:
 def service(serve: Callable[..., Service]) -> Service:
     """Return one with the limits of nannyd, where its user is root."""
     return serve()
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return a directory that holds nothing but what the supervisor gives its agent of nannyd."""
+    return str(library.install(tmp_path_factory.mktemp("only nannyd's")))
+
+
+@pytest.fixture
+def launch_agent(tmp_path: Path, parts: str) -> Iterator[Callable[..., Agent]]:
+    """Start the agent's process; nothing is specified yet."""
+    started: list[Agent] = []
+
+    def launch(**options: Any) -> Agent:
+        environ = options.pop("environ", {})
+        started.append(Agent(parts, tmp_path, environ=environ, **options))
+        return started[-1]
+
+    yield launch
+    for agent in started:
+        agent.close()
+
+
+@pytest.fixture
+def agent(launch_agent: Callable[..., Agent]) -> Agent:
+    """Return an agent that hosts nothing yet."""
+    agent = launch_agent()
+    agent.specify()
+    return agent

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import struct
@@ -51,6 +52,21 @@ MARK = "HARNESS_INSTANCE"
 """A variable by which every process of an instance is found, whoever its parent has become."""
 
 _UCRED = struct.Struct("3i")
+
+
+def interpreters() -> list[str]:
+    """Return every Python from 3.10 to 3.13 that PATH leads to, also through the shims of pyenv."""
+    found = {f"{sys.version_info.major}.{sys.version_info.minor}": sys.executable}
+    for version in ("3.10", "3.11", "3.12", "3.13"):
+        program = shutil.which(f"python{version}")
+        if program is None:
+            continue
+        installed = Path(program).parent.parent.glob(f"versions/{version}.*/bin/python{version}")
+        for candidate in (program, *map(str, installed)):
+            probe = subprocess.run([candidate, "-c", ""], capture_output=True)
+            if probe.returncode == 0:
+                found.setdefault(version, candidate)
+    return [found[version] for version in sorted(found)]
 
 
 # --- Processes ----------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from harness import interpreters
 
 import nannyd
 from nannyd.core import wire
@@ -573,21 +574,6 @@ def test_venv_keeps_its_own_packages_and_gets_none_of_the_daemons(
         "pydantic": str(site / "pydantic.py"),
         "nannyd": str(Path(directory) / "nannyd" / "__init__.py"),
     }
-
-
-def interpreters() -> list[str]:
-    """Return every Python from 3.10 to 3.13 that PATH leads to, also through the shims of pyenv."""
-    found = {f"{sys.version_info.major}.{sys.version_info.minor}": sys.executable}
-    for version in ("3.10", "3.11", "3.12", "3.13"):
-        program = shutil.which(f"python{version}")
-        if program is None:
-            continue
-        installed = Path(program).parent.parent.glob(f"versions/{version}.*/bin/python{version}")
-        for candidate in (program, *map(str, installed)):
-            probe = subprocess.run([candidate, "-c", ""], capture_output=True)
-            if probe.returncode == 0:
-                found.setdefault(version, candidate)
-    return [found[version] for version in sorted(found)]
 
 
 @pytest.mark.parametrize("python", interpreters())

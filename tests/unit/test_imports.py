@@ -70,7 +70,7 @@ def folder_of(path: Path) -> str:
 
 
 def test_there_is_something_to_look_at() -> None:
-    assert {folder_of(path) for path in FILES} >= {"core", "config", "supervisor", "worker"}
+    assert {folder_of(path) for path in FILES} >= {"core", "config", "supervisor", "worker", "agent"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -151,10 +151,15 @@ def test_core_loads_nothing_but_the_standard_library() -> None:
     assert tops - sys.stdlib_module_names == {"nannyd"}
 
 
-def test_the_bootstrap_loads_nothing_but_the_standard_library_and_core() -> None:
-    loaded = loaded_by("nannyd.worker.bootstrap")
+@pytest.mark.parametrize("room", ["worker", "agent"])
+def test_the_bootstrap_loads_nothing_but_the_standard_library_and_core(room: str) -> None:
+    loaded = loaded_by(f"nannyd.{room}.bootstrap")
     inner = {name for name in loaded if name.startswith("nannyd.")}
-    assert {name.split(".")[1] for name in inner} == {"core", "worker"}
+    assert {name.split(".")[1] for name in inner} == {"core", room}
     before = loaded_by("sys")
     tops = {name.split(".")[0] for name in loaded - before}
     assert tops - sys.stdlib_module_names == {"nannyd"}
+
+
+def test_who_writes_a_plugin_need_not_load_asyncio() -> None:
+    assert "asyncio" not in loaded_by("nannyd.agent")

@@ -100,3 +100,13 @@ def test_preload_without_functions_is_only_imported() -> None:
     loaded = preload.load("email.mime", [])
     asyncio.run(preload.maybe_await(loaded.set_up("w")))
     asyncio.run(preload.maybe_await(loaded.tear_down("w")))
+
+
+def test_first_family_that_the_module_knows_is_called(tmp_path: Path) -> None:
+    source = "CALLS = []\ndef dask_setup(nanny): CALLS.append(nanny)\n"
+    loaded = preload.load(write(tmp_path / "my_preload.py", source), [], ("nannyd", "dask"))
+    assert loaded.set_up("n") is None
+    assert loaded.module.CALLS == ["n"]
+    worker = preload.load(write(tmp_path / "mine.py", source), [])
+    assert worker.set_up("w") is None
+    assert worker.module.CALLS == []

@@ -1,0 +1,169 @@
+"""The agent's side of the conversation: each request of the supervisor's, and what it makes happen.
+
+A request is `{"id": 7, "do": WHAT, "timeout": SECONDS, …}`.  It is answered once, whatever happens, by
+`{"id": 7, "ok": {…}}` or `{"id": 7, "error": {where, type, message, traceback}}`; requests may overlap.
+
+    WHAT           with                            ok
+    setup                                          failed: [error, …], plugins: [name, …]
+    plugin_add     name|null target kwargs again   name, restart
+    plugin_remove  name
+    teardown                                       failed: [error, …]
+    call           target args kwargs              value
+    ping
+
+`timeout` is for the whole, but for setup: there each preload and plugin has it.  Only a call may have null.
+Not answered: `{"tell": "facts", "facts": {…}}`, and `{"tell": HOOK, "info": {…}, "timeout": SECONDS}`.
+
+The agent asks `{"ask": 9, "what": …, "parameters": {…}}`, answered by `{"answer": 9, "ok": {}}` or
+`{"answer": 9, "error": {name, parameters}}`.  The supervisor must answer while a request of its own is
+under way: setup() may wait for it.  The agent says `{"say": "error", "error": {…}}`, where a hook or the
+teardown of a replaced plugin fails, and `{"say": "deprecated", "message": …}`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from nannyd.agent.call import call
+from nannyd.agent.channel import Channel, Specification, encode
+from nannyd.agent.host import Host
+from nannyd.agent.link import Link
+from nannyd.agent.nanny import Nanny
+from nannyd.agent.preloads import Preloads
+from nannyd.agent.work import Failed, Work, describe
+from nannyd.core import wire
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping
+
+_HOOK_TIMEOUT = 30.0
+"""Seconds that a plugin has for what it is told of the worker, where the supervisor does not say."""
+_LEAST = 0.1
+"""Seconds that a teardown gets when all the time was used up before."""
+
+
+class Service:
+    """One conversation."""
+
+    def __init__(self, spec: Specification, channel: Channel) -> None:
+        """*channel* is open, and its first line read."""
+        self._spec = spec
+        self._channel = channel
+        self._link = Link(spec.name, spec.facts, channel.send)
+        self._preloads = Preloads(self._link)
+        self._host = Host(self._link, channel.send, entry_points=spec.entry_points)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._does: dict[str, Callable[[Mapping[str, Any]], Awaitable[str]]] = {
+            "setup": self._set_up,
+            "plugin_add": self._plugin_add,
+            "plugin_remove": self._plugin_remove,
+            "teardown": self._tear_down,
+            "call": self._call,
+            "ping": self._ping,
+        }
+
+    def take(self, message: Mapping[str, Any]) -> None:
+        """Handle one line of the supervisor's."""
+        if "answer" in message:
+            self._link.take_answer(message["answer"], message)
+        elif "do" in message:
+            self._keep(self._answer(message))
+        elif message.get("tell") == "facts":
+            self._link.learn(message["facts"])
+        else:
+            timeout = message.get("timeout", _HOOK_TIMEOUT)
+            for hook in self._host.tell(message["tell"], message["info"], timeout):
+                self._keep(hook)
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, request: Mapping[str, Any]) -> None:
+        """Do what *request* wants and answer it."""
+        number, what = request["id"], str(request["do"])
+        try:
+            do = self._does.get(what)
+            if do is None:
+                raise ValueError(f"the agent cannot {what!r}")
+            ok = await do(request)
+        except Failed as failed:
+            self._channel.send({"id": number, "error": failed.error})
+        except Exception as error:  # noqa: BLE001 (it is told)
+            self._channel.send({"id": number, "error": describe(f"agent {what}", error)})
+        else:
+            self._channel.send_text(f'{{"id":{encode(number)},"ok":{ok}}}')
+
+    async def _set_up(self, request: Mapping[str, Any]) -> str:
+        """Set up preloads, then plugins.  Each has the time of the request for itself."""
+        timeout, failed = request["timeout"], []
+        spec = self._spec
+        argvs = [*spec.preload_argv, *([] for _ in spec.preload)]
+        for name, argv in zip(spec.preload, argvs, strict=False):
+            failed += await _error_of(self._preloads.set_up(name, argv, timeout))
+        names = []
+
+        async def add(plugin: Mapping[str, Any]) -> None:
+            name, _ = await self._host.add(plugin["name"], plugin["target"], plugin["kwargs"], timeout)
+            names.append(name)
+
+        for plugin in spec.plugins:
+            failed += await _error_of(add(plugin))
+        return encode({"failed": _fitting(failed), "plugins": names})
+
+    async def _plugin_add(self, request: Mapping[str, Any]) -> str:
+        timeout = request["timeout"]
+        name, restart = await self._host.add(request["name"], request["target"], request["kwargs"], timeout)
+        return encode({"name": name, "restart": restart and not request["again"]})
+
+    async def _plugin_remove(self, request: Mapping[str, Any]) -> str:
+        await self._host.remove(request["name"], request["timeout"])
+        return "{}"
+
+    async def _tear_down(self, request: Mapping[str, Any]) -> str:
+        """Tear down plugins, then preloads, the last one first.
+
+        The time is for all; each but the last gets at most half of what is left, lest one takes it all.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + request["timeout"]
+        todo: list[Callable[[float], Awaitable[object]]] = [
+            *(lambda left, name=name: self._preloads.end(name, left) for name in self._preloads.names()),
+            *(lambda left, name=name: self._host.end(name, left) for name in self._host.names()),
+        ]
+        failed = []
+        while todo:
+            end = todo.pop()
+            left = max(deadline - loop.time(), _LEAST)
+            failed += await _error_of(end(left / 2 if todo else left))
+        return encode({"failed": _fitting(failed)})
+
+    async def _call(self, request: Mapping[str, Any]) -> str:
+        target = request["target"]
+        where = f"call {target}"
+        nanny = Nanny(self._link, where)
+        work = Work(where, lambda: call(target, request["args"], request["kwargs"], nanny))
+        return f'{{"value":{await work.run(request["timeout"])}}}'
+
+    async def _ping(self, _request: Mapping[str, Any]) -> str:
+        return "{}"
+
+
+async def _error_of(work: Awaitable[object]) -> list[dict[str, str]]:
+    """Await *work* and return the error it ends with, or nothing."""
+    try:
+        await work
+    except Failed as failed:
+        return [failed.error]
+    return []
+
+
+def _fitting(errors: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Return *errors*, shortened so that all together fit one line."""
+    most = 2 * wire.ERROR_MAX // max(len(errors), 1)
+    return [
+        {**error, "message": error["message"][:most], "traceback": error["traceback"][-most:]}
+        for error in errors
+    ]
