@@ -149,6 +149,7 @@ def test_files_are_where_and_whose_they_should_be(here: Build) -> None:
         *("/usr/lib/systemd/user/nannyd@.service", "/usr/lib/systemd/catalog/nannyd.catalog"),
         *("/usr/lib/sysusers.d/nannyd.conf", "/usr/share/polkit-1/rules.d/nannyd.rules"),
         *("/usr/share/man/man8/nannyd.8.gz", "/usr/share/man/man5/nannyd.toml.5.gz"),
+        *("/usr/share/man/man7/nannyd-plugins.7.gz", "/usr/share/doc/nannyd/plugins.md"),
         "/usr/share/man/man1/nannyctl.1.gz",
         *(f"/usr/share/bash-completion/completions/{name}" for name in ("nannyd", "nannyctl")),
         *(f"/usr/share/zsh/vendor-completions/_{name}" for name in ("nannyd", "nannyctl")),
