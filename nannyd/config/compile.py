@@ -23,12 +23,21 @@ from nannyd.core import environ as environs
 from nannyd.core.environ import Entry, Variable, looks_secret
 from nannyd.core.errors import ConfigError, Problem
 from nannyd.core.memory import AutoLimit, Thresholds, auto_limit
-from nannyd.core.plan import LogFormat, MemoryPlan, Plan, PythonWorker, Ready, WorkerPlan
+from nannyd.core.plan import (
+    AgentPlan,
+    LogFormat,
+    MemoryPlan,
+    Plan,
+    Plugin,
+    PythonWorker,
+    Ready,
+    WorkerPlan,
+)
 from nannyd.core.restart import RestartPolicy
 from nannyd.core.units import format_size, name_problem
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from nannyd.config.settings import Settings
@@ -210,6 +219,7 @@ class _Builder:
             worker=worker,
             memory=self._memory(),
             restart=self._restart(),
+            agent=self._agent(secrets),
             environ={v.name: v.value for v in variables if not v.late},
             late_environ={v.name: v.value for v in variables if v.late},
             log_format=log_format,
@@ -239,15 +249,25 @@ class _Builder:
 
     def _python(self, secrets: list[str]) -> PythonWorker:
         worker = self.settings.worker
-        argv = worker.preload_argv
-        each = [list(words) for words in argv if isinstance(words, list)]
-        every = [word for word in argv if isinstance(word, str)]
         return PythonWorker(
             target=worker.class_ or "",
             args=worker.args,
             kwargs=self._resolved(worker.kwargs, ("worker", "kwargs"), secrets),
             preload=worker.preload,
-            preload_argv=each or [every for _ in worker.preload],
+            preload_argv=_argv_for_each(worker.preload, worker.preload_argv),
+        )
+
+    def _agent(self, secrets: list[str]) -> AgentPlan:
+        nanny, agent = self.settings.nanny, self.settings.agent
+        plugins = self._resolved(nanny.plugins, ("nanny", "plugins"), secrets)
+        return AgentPlan(
+            python=self.settings.worker.python or sys.executable,
+            preload=nanny.preload,
+            preload_argv=_argv_for_each(nanny.preload, nanny.preload_argv),
+            plugins=[Plugin(**plugin) for plugin in plugins],
+            preload_failure=nanny.preload_failure,
+            memory_limit=agent.memory_limit,
+            idle_timeout=agent.idle_timeout,
         )
 
     def _restart(self) -> RestartPolicy:
@@ -290,6 +310,13 @@ class _Builder:
             )
             self.problems.append(problem_at(self.tree, ("memory", "limit"), message))
         return limit, where
+
+
+def _argv_for_each(preload: Sequence[str], argv: Sequence[str | list[str]]) -> list[list[str]]:
+    """Return a list of arguments for each preload: its own, or the one for all."""
+    each = [list(words) for words in argv if isinstance(words, list)]
+    every = [word for word in argv if isinstance(word, str)]
+    return each or [every for _ in preload]
 
 
 def _auto_words(found: AutoLimit, threads: int | None, cpus: float) -> str:

@@ -21,7 +21,7 @@ from nannyd.config.kinds import Kind, Limit, signal_name
 from nannyd.config.options import COMMANDS
 from nannyd.config.settings import BUILT_IN, SECTIONS, Setting, catalogue, every_setting
 from nannyd.core.plan import LogFormat
-from nannyd.core.units import format_duration
+from nannyd.core.units import format_duration, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -77,6 +77,8 @@ def default(setting: Setting) -> str | None:
         return '"none"' if _takes_none(of) and _path_example(of) is None else None
     if setting.key == "stop-signal":
         return toml(signal_name(value))
+    if setting.name == "agent.memory-limit":
+        return toml(format_size(value).replace(".0 ", ""))
     if "duration" in of.what and value:
         return toml(format_duration(value))
     return toml(value)

@@ -42,7 +42,16 @@ if TYPE_CHECKING:
     from nannyd.core.environ import Variable
 
 _DURATIONS = frozenset(
-    {"start-timeout", "stop-timeout", "watchdog", "delay", "max-delay", "reset-after", "start-limit-interval"}
+    {
+        "start-timeout",
+        "stop-timeout",
+        "watchdog",
+        "delay",
+        "max-delay",
+        "reset-after",
+        "start-limit-interval",
+        "idle-timeout",
+    }
 )
 _INHERITED = frozenset({"working-directory", "umask", "nice"})
 _NOT_KNOWN = "what systemd itself adds at the start (HOME, USER, INVOCATION_ID, *_DIRECTORY …) is not known"
@@ -78,7 +87,7 @@ def _plain(setting: Setting, value: Any) -> Any:
         return signal_name(value)
     if setting.key == "umask" and value is not None:
         return f"{value:04o}"
-    return masked(value)
+    return _without_credentials(value)
 
 
 def _without_credentials(value: Any) -> Any:
@@ -142,6 +151,8 @@ def _line(compiled: Compiled, section: str, key: str, value: Any) -> str:
 def worded(compiled: Compiled, section: str, key: str, value: Any) -> tuple[str | None, str]:
     """Return a setting's *value* as TOML that nannyd would read again, and what else is to be said of it."""
     memory = compiled.plan.memory
+    if (section, key) == ("agent", "memory-limit"):
+        return ('"none"', "") if value is None else (f'"{value}B"', format_size(value))
     if section != "memory" or key == "mode":
         return None if value is None else toml(_duration(value) if key in _DURATIONS else value), ""
     if key == "limit":

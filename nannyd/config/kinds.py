@@ -226,6 +226,22 @@ swap = Kind(_swap, "a size", "0, 512M, 4GiB or infinity", {"type": ["string", "i
 """Bytes; None: as much as there is.  `none` is refused: it could mean either end."""
 
 
+def _size_or_none(value: Any) -> int | None:
+    if value is False or (isinstance(value, str) and value.strip().lower() in (*_OFF_WORDS, *_NONE_WORDS)):
+        return None
+    count = _bare(value)
+    if count == 0:
+        return None
+    if count is not None:
+        _refuse_bare(value, count, share=False)
+    if not isinstance(value, str):
+        raise TypeError
+    return units.parse_size(value)
+
+
+size_or_none = Kind(_size_or_none, "a size", "512M, 1GiB or none", {"type": ["string", "integer"]})
+
+
 # Durations
 
 

@@ -21,7 +21,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from nannyd.config import kinds, texts
 from nannyd.config.kinds import Kind, Limit
 from nannyd.config.texts import Credential
-from nannyd.core.plan import KillMode, MemoryMode, Ready
+from nannyd.core.plan import KillMode, MemoryMode, PreloadFailure, Ready
 from nannyd.core.restart import RestartMode, RestartPolicy
 
 PREFIX = "NANNYD_"
@@ -173,7 +173,7 @@ class Restart(_Section):
 
 
 class Nanny(_Section):
-    """The worker's environment."""
+    """The worker's environment, and your own code beside it."""
 
     env: VariableTable = Field(
         default={}, description="Variables that win over nannyd's own environment, as `--env` does."
@@ -190,6 +190,35 @@ class Nanny(_Section):
     )
     unset: Annotated[list[str], texts.unset] = Field(
         default=[], description="Variables of nannyd's own environment that the worker does not get."
+    )
+    preload: Annotated[list[str], texts.strings("a list of modules", 'for example ["my.module"]')] = Field(
+        default=[],
+        description="Modules, or .py files, that run in the agent, a process of their own, before the first"
+        " worker.",
+    )
+    preload_argv: Annotated[list[str] | list[list[str]], texts.preload_argv] = Field(
+        default=[], description="Arguments of those preloads: one list for all of them, or a list for each."
+    )
+    plugins: Annotated[list[dict[str, Any]], texts.plugins] = Field(
+        default=[],
+        description="Plugins that run in the agent: classes `package.module:Class`, names of entry points, or"
+        " tables with class, name and kwargs.",
+    )
+    preload_failure: Annotated[PreloadFailure, kinds.choice(PreloadFailure, "a way to go on")] = Field(
+        default=PreloadFailure.FAIL,
+        description="What a preload or configured plugin that cannot be set up means: nannyd does not start"
+        " (fail), or it goes on without (ignore).",
+    )
+
+
+class Agent(_Section):
+    """The process that preloads and plugins of the nanny run in."""
+
+    memory_limit: Annotated[int | None, kinds.size_or_none] = Field(
+        default=512 << 20, description="Its own memory limit, a size or `none`; it takes a delegated cgroup."
+    )
+    idle_timeout: Annotated[float | None, kinds.duration(*_OPTIONAL, none=True)] = Field(
+        default=60.0, description="An agent that has nothing to do ends after this time."
     )
 
 
@@ -226,6 +255,7 @@ class Settings(BaseSettings):
     memory: Memory = Memory()
     restart: Restart = Restart()
     nanny: Nanny = Nanny()
+    agent: Agent = Agent()
 
     @classmethod
     def from_layers(cls, values: dict[str, Any]) -> Settings:
@@ -281,7 +311,7 @@ class Setting:
 
 
 SECTIONS: dict[str, type[_Section]] = {
-    "worker": Worker, "memory": Memory, "restart": Restart, "nanny": Nanny,
+    "worker": Worker, "memory": Memory, "restart": Restart, "nanny": Nanny, "agent": Agent,
 }  # fmt: skip
 
 

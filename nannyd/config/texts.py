@@ -199,3 +199,47 @@ unset = Kind(
     {"type": "array", "items": {"type": "string"}},
     is_json=True,
 )
+
+
+# Plugins
+
+
+_PLUGIN_KEYS = ("class", "name", "kwargs")
+
+
+def _plugin(value: Any) -> dict[str, Any]:
+    """Return `{"target", "name", "kwargs"}` of a class, an entry point, or a table of them."""
+    table = value if isinstance(value, dict) else {"class": value}
+    for key in table:
+        if key not in _PLUGIN_KEYS:
+            raise WrongValueError(key, f"is not a key of a plugin; write {', '.join(_PLUGIN_KEYS)}")
+    target, name, kwargs = table.get("class"), table.get("name"), table.get("kwargs", {})
+    if not isinstance(target, str) or not target or (":" in target and _CLASS.fullmatch(target) is None):
+        message = 'is not a plugin; write "package.module:Class" or { class = "…", name = "…", kwargs = {} }'
+        raise WrongValueError(value, message)
+    if name is not None and (not isinstance(name, str) or not name.isprintable() or not name):
+        raise WrongValueError(name, "is not the name of a plugin; write some letters")
+    if not isinstance(kwargs, dict):
+        raise WrongValueError(kwargs, "is not a table of arguments; write kwargs = { key = value }")
+    arguments = {key: _free(item) for key, item in kwargs.items()}
+    return {"target": _text(target), "name": name, "kwargs": arguments}
+
+
+def _plugins(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list):
+        raise TypeError
+    plugins = [_plugin(element) for element in value]
+    names = [plugin["name"] for plugin in plugins if plugin["name"] is not None]
+    for name in names:
+        if names.count(name) > 1:
+            raise WrongValueError(name, "is the name of several plugins; give each a name of its own")
+    return plugins
+
+
+plugins = Kind(
+    _plugins,
+    "a list of plugins",
+    '["package.module:Class"] or [{ class = "…", name = "…", kwargs = {} }]',
+    {"type": "array", "items": {"type": ["string", "object"]}},
+    is_json=True,
+)

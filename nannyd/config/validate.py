@@ -91,8 +91,9 @@ def _rules(settings: Settings, tree: Tree, bad: set[Path], home: str | None) -> 
     """Yield what is wrong between settings; a rule about a bad value is not applied."""
     if not bad & {("worker", "command"), ("worker", "class")}:
         yield from _worker_rule(settings, tree, home)
-    if not bad & {("worker", "preload"), ("worker", "preload-argv")}:
-        yield from _preload_rule(settings, tree)
+    for section in ("worker", "nanny"):
+        if not bad & {(section, "preload"), (section, "preload-argv")}:
+            yield from _preload_rule(settings, section, tree)
     yield from _threshold_rule(settings, tree, bad)
     if not bad & {("restart", "delay"), ("restart", "max-delay")}:
         yield from _delay_rule(settings, tree)
@@ -114,12 +115,12 @@ def _worker_rule(settings: Settings, tree: Tree, home: str | None) -> Iterator[P
                 yield problem_at(tree, ("worker", key), message)
 
 
-def _preload_rule(settings: Settings, tree: Tree) -> Iterator[Problem]:
-    worker = settings.worker
-    lists = [element for element in worker.preload_argv if isinstance(element, list)]
-    if lists and len(lists) != len(worker.preload):
-        message = f"has {len(lists)} lists for {len(worker.preload)} preloads; write one list for each"
-        yield problem_at(tree, ("worker", "preload-argv"), message)
+def _preload_rule(settings: Settings, section: str, tree: Tree) -> Iterator[Problem]:
+    has = getattr(settings, section)
+    lists = [element for element in has.preload_argv if isinstance(element, list)]
+    if lists and len(lists) != len(has.preload):
+        message = f"has {len(lists)} lists for {len(has.preload)} preloads; write one list for each"
+        yield problem_at(tree, (section, "preload-argv"), message)
 
 
 def _threshold_rule(settings: Settings, tree: Tree, bad: set[Path]) -> Iterator[Problem]:

@@ -42,6 +42,13 @@ class MemoryMode(enum.StrEnum):
     POLL = "poll"
 
 
+class PreloadFailure(enum.StrEnum):
+    """What a preload or configured plugin of the nanny that cannot be set up means."""
+
+    FAIL = "fail"
+    IGNORE = "ignore"
+
+
 class LogFormat(enum.StrEnum):
     """Where the supervisor's own records go, and how."""
 
@@ -97,6 +104,39 @@ class MemoryPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class Plugin:
+    """A plugin of the nanny, to be made in the agent."""
+
+    name: str | None
+    """None: as the plugin calls itself."""
+    target: str
+    """`pkg.mod:Class`, or the name of an entry point."""
+    kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class AgentPlan:
+    """What runs in the agent, and how."""
+
+    python: str
+    """The interpreter."""
+    preload: list[str]
+    preload_argv: list[list[str]]
+    """One list for each preload."""
+    plugins: list[Plugin]
+    preload_failure: PreloadFailure
+    memory_limit: int | None
+    """Bytes."""
+    idle_timeout: float | None
+    """Seconds; None: it stays."""
+
+    @property
+    def is_wanted(self) -> bool:
+        """There is something for the agent from the start."""
+        return bool(self.preload or self.plugins)
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """One instance, ready to be supervised."""
 
@@ -104,6 +144,7 @@ class Plan:
     worker: WorkerPlan
     memory: MemoryPlan
     restart: RestartPolicy
+    agent: AgentPlan
     environ: dict[str, str]
     """The worker's environment at `execve`, without what is known only then (NOTIFY_SOCKET …)."""
     late_environ: dict[str, str]
@@ -124,7 +165,7 @@ def to_json(plan: Plan) -> str:
 def from_json(text: str) -> Plan:
     """Return the plan that `to_json` wrote.  Raises ValueError, KeyError or TypeError for anything else."""
     data = json.loads(text)
-    worker, memory, restart = data["worker"], data["memory"], data["restart"]
+    worker, memory, restart, agent = data["worker"], data["memory"], data["restart"], data["agent"]
     python = worker["python"]
     return Plan(
         **{
@@ -145,6 +186,13 @@ def from_json(text: str) -> Plan:
                 }
             ),
             "restart": RestartPolicy(**{**restart, "mode": RestartMode(restart["mode"])}),
+            "agent": AgentPlan(
+                **{
+                    **agent,
+                    "plugins": [Plugin(**plugin) for plugin in agent["plugins"]],
+                    "preload_failure": PreloadFailure(agent["preload_failure"]),
+                }
+            ),
             "log_format": LogFormat(data["log_format"]),
         }
     )

@@ -20,8 +20,16 @@ class When(enum.StrEnum):
 
 
 _NOW = {"worker.start_timeout", "worker.stop_timeout", "worker.stop_signal", "worker.kill_mode", "log_level"}
-_RESTART = {"memory.mode", "log_format", "name"}
-_SILENT = {"arguments", "secrets", "memory.thresholds", "memory.where"}
+_RESTART = {
+    "memory.mode",
+    "log_format",
+    "name",
+    "nanny.preload",
+    "nanny.preload_argv",
+    "nanny.plugins",
+    "nanny.preload_failure",
+}
+_SILENT = {"arguments", "secrets", "memory.thresholds", "memory.where", "nanny.python"}
 
 
 def changes(old: Plan, new: Plan) -> dict[str, When]:
@@ -34,10 +42,16 @@ def changes(old: Plan, new: Plan) -> dict[str, When]:
     }
 
 
+def in_words(found: dict[str, When]) -> str:
+    """Return `changes` as a sentence: `worker.nice from the next worker on; log-level now`."""
+    said = {when: [key for key, w in found.items() if w is when] for when in When}
+    return "; ".join(f"{', '.join(keys)} {when}" for when, keys in said.items() if keys) or "nothing changed"
+
+
 def _when(key: str) -> When:
     if key in _RESTART:
         return When.RESTART
-    return When.NOW if key in _NOW or key.startswith(("restart.", "memory.")) else When.NEXT_WORKER
+    return When.NOW if key in _NOW or key.startswith(("restart.", "memory.", "agent.")) else When.NEXT_WORKER
 
 
 def _flat(plan: Plan) -> dict[str, Any]:
@@ -48,6 +62,10 @@ def _flat(plan: Plan) -> dict[str, Any]:
             flat.update(
                 {f"{field.name}.{part.name}": getattr(value, part.name) for part in dataclasses.fields(value)}
             )
+        elif field.name == "agent":
+            for part in dataclasses.fields(value):
+                section = "agent" if part.name in ("memory_limit", "idle_timeout") else "nanny"
+                flat[f"{section}.{part.name}"] = getattr(value, part.name)
         else:
             flat[field.name] = value
     return {**flat, **_memory_settings(plan.memory.thresholds)}

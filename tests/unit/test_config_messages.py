@@ -228,7 +228,10 @@ def test_a_wrong_value_is_named_with_what_would_be_right(
                 " swap, mode"
             ),
         ),
-        ("[xyzzy]\n", "DIR/w.toml: xyzzy: is not a setting; the tables are worker, memory, restart, nanny"),
+        (
+            "[xyzzy]\n",
+            "DIR/w.toml: xyzzy: is not a setting; the tables are worker, memory, restart, nanny, agent",
+        ),
         ("memory = 3\n", "DIR/w.toml: memory: 3 is not a table; write [memory]"),
         ("[[memory]]\nlimit = 3\n", 'DIR/w.toml: memory: [{"limit": 3}] is not a table; write [memory]'),
     ],

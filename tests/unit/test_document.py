@@ -13,7 +13,7 @@ from bash_completion import completer
 from nannyd.config import document
 from nannyd.config.compile import LOG_LEVELS
 from nannyd.config.layers import collect
-from nannyd.config.settings import BUILT_IN, Setting, every_setting
+from nannyd.config.settings import BUILT_IN, SECTIONS, Setting, every_setting
 from nannyd.config.tree import merge
 from nannyd.config.validate import validate
 from nannyd.core.errors import ExitCode
@@ -73,7 +73,7 @@ def test_each_line_of_the_reference_can_be_brought_to_life(tmp_path: Path, setti
 
 
 def test_reference_configuration_sets_nothing() -> None:
-    assert tomllib.loads(document.configuration()) == {"worker": {}, "memory": {}, "restart": {}, "nanny": {}}
+    assert tomllib.loads(document.configuration()) == {section: {} for section in SECTIONS}
 
 
 def test_reference_configuration_has_lines_of_readable_length() -> None:

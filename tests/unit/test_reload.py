@@ -11,11 +11,14 @@ import pytest
 
 from nannyd.core.memory import Thresholds
 from nannyd.core.plan import (
+    AgentPlan,
     KillMode,
     LogFormat,
     MemoryMode,
     MemoryPlan,
     Plan,
+    Plugin,
+    PreloadFailure,
     PythonWorker,
     Ready,
     WorkerPlan,
@@ -48,6 +51,7 @@ PLAN = Plan(
         MemoryMode.AUTO, Thresholds(4 * GIB, int(3.2 * GIB), int(3.8 * GIB), 4 * GIB), 0, "memory.limit"
     ),
     restart=RestartPolicy(),
+    agent=AgentPlan("/usr/bin/python3", [], [], [], PreloadFailure.FAIL, 512 << 20, 60.0),
     environ={"A": "1"},
     late_environ={},
     log_format=LogFormat.AUTO,
@@ -70,6 +74,14 @@ WORKER: dict[str, tuple[Any, When]] = {
     "kill_mode": (KillMode.CONTROL_GROUP, When.NOW),
     "watchdog": (5.0, When.NEXT_WORKER),
 }
+AGENT: dict[str, tuple[Any, str, When]] = {
+    "preload": (["m"], "nanny.preload", When.RESTART),
+    "preload_argv": ([["--x"]], "nanny.preload-argv", When.RESTART),
+    "plugins": ([Plugin(None, "a:B", {"x": 1})], "nanny.plugins", When.RESTART),
+    "preload_failure": (PreloadFailure.IGNORE, "nanny.preload-failure", When.RESTART),
+    "memory_limit": (None, "agent.memory-limit", When.NOW),
+    "idle_timeout": (5.0, "agent.idle-timeout", When.NOW),
+}
 REST: dict[str, tuple[Any, When]] = {
     "environ": ({"A": "2"}, When.NEXT_WORKER),
     "late_environ": ({"B": "2"}, When.NEXT_WORKER),
@@ -91,6 +103,7 @@ def test_nothing_changes_in_the_same_plan() -> None:
 
 def test_the_table_below_knows_every_setting_of_a_worker() -> None:
     assert set(WORKER) == {field.name for field in dataclasses.fields(WorkerPlan)}
+    assert {*AGENT, "python"} == {field.name for field in dataclasses.fields(AgentPlan)}
 
 
 @pytest.mark.parametrize("key", WORKER)
@@ -98,6 +111,14 @@ def test_a_changed_setting_of_the_worker_is_told_with_when(key: str) -> None:
     value, when = WORKER[key]
     new = replace(PLAN, worker=replace(PLAN.worker, **{key: value}))
     assert changes(PLAN, new) == {f"worker.{key.replace('_', '-')}": when}
+
+
+@pytest.mark.parametrize("key", AGENT)
+def test_a_changed_setting_of_the_agent_is_told_with_when(key: str) -> None:
+    value, name, when = AGENT[key]
+    new = replace(PLAN, agent=replace(PLAN.agent, **{key: value}))
+    assert from_json(to_json(new)) == new
+    assert changes(PLAN, new) == {name: when}
 
 
 @pytest.mark.parametrize("key", REST)
