@@ -163,7 +163,7 @@ class Nanny:
         return self._ask("instantiate", timeout=timeout)
 
     def close(self, reason: str | None = None) -> Answer:
-        """When the worker goes away next, do not restart it: end nannyd."""
+        """End the worker, then nannyd."""
         return self._ask("close", reason=reason or self._owner)
 
     def __repr__(self) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WorkerStarted:
-    """A worker was started.  It need not be ready yet."""
+    """A worker is ready."""
 
     pid: int | None = None
     generation: int | None = None
@@ -84,7 +84,7 @@ class NannyPlugin:
         """End: the plugin is removed or replaced, or nannyd ends; then before the worker is stopped."""
 
     def worker_started(self, info: WorkerStarted) -> Awaitable[None] | None:
-        """A worker was started."""
+        """A worker is ready."""
 
     def worker_exiting(self, reason: str) -> Awaitable[None] | None:
         """The worker was asked to end."""

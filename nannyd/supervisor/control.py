@@ -24,6 +24,7 @@ from nannyd.core.lifecycle import (
 )
 from nannyd.supervisor import facts, notices
 from nannyd.supervisor.notices import say
+from nannyd.supervisor.plugins import Plugins, answer_agent
 from nannyd.supervisor.reload import ReloadFailedError
 from nannyd.supervisor.rights import Right, right_of
 from nannyd.supervisor.varlink import CallError, Interface, Kind, Method, Server
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
+    from nannyd.supervisor.agent import Agent
+    from nannyd.supervisor.agentlife import AgentLife
     from nannyd.supervisor.reload import Reloader
     from nannyd.supervisor.rights import Peer
     from nannyd.supervisor.ring import Record, Ring
@@ -61,9 +64,12 @@ class Control:
         ring: Ring,
         loop: asyncio.AbstractEventLoop,
         tasks: asyncio.TaskGroup,
+        agent: Agent,
     ) -> None:
         """Serve *supervisor*."""
         self._supervisor, self._reloader, self._ring = supervisor, reloader, ring
+        self._agent = agent
+        self._plugins = Plugins(agent, supervisor, tasks, self._answer_when_ready, self._asked)
         self._loop, self._tasks = loop, tasks
         self._started = loop.time()
         self._unit = facts.own_unit()
@@ -101,6 +107,10 @@ class Control:
         """Serve at *path*."""
         self._server.open(path)
 
+    def answer_agent(self, life: AgentLife, number: int, what: str, parameters: dict[str, Any]) -> None:
+        """Do what the agent asks for."""
+        answer_agent(self._agent, self.interfaces[0].methods, life, number, (what, parameters))
+
     def close(self) -> None:
         """Answer no more."""
         self._server.close()
@@ -116,7 +126,7 @@ class Control:
             "Monitor": Method(Right.LOOK, self._monitor, {}, streams=True),
             "GetLogs": Method(Right.LOOK, self._get_logs, logs),
             "Plan": Method(Right.LOOK, lambda _: self._reloader.handover.shown_plan(), {}),
-            "Explain": Method(Right.LOOK, lambda _: self._reloader.handover.explanation(), {}),
+            "Explain": Method(Right.LOOK, self._explain, {}),
             "Instantiate": Method(Right.OPERATE, self._instantiate, timeout),
             "Kill": Method(Right.OPERATE, self._kill, {**timeout, **reason}),
             "Restart": Method(Right.OPERATE, self._restart, {**timeout, **reason}),
@@ -124,6 +134,7 @@ class Control:
             "Terminate": Method(Right.ALL, self._terminate, {**timeout, **reason}),
             "Reload": Method(Right.ALL, self._reload, {}),
             "LogEvent": Method(Right.ALL, self._log_event, event),
+            **self._plugins.methods(),
         }
 
     def _service(self) -> dict[str, Method]:
@@ -158,7 +169,10 @@ class Control:
     # --- Looking ----------------------------------------------------------------------------------
 
     def _status(self, _: Call) -> dict[str, Any]:
-        return facts.status(self._supervisor, self._loop.time(), self._started, self._unit)
+        return facts.status(self._supervisor, self._agent, self._loop.time(), self._started, self._unit)
+
+    def _explain(self, _: Call) -> dict[str, Any]:
+        return self._plugins.explain(self._reloader.handover.explanation())
 
     def _why(self, _: Call) -> dict[str, Any]:
         ended = self._supervisor.ended
@@ -224,13 +238,15 @@ class Control:
         alive = worker.state in (State.START, State.RUNNING)
         self._wait_until_ready(call, _timeout(timeout), worker.generation + (not alive))
         self._asked(call, "Instantiate", "")
-        self._supervisor.handle(StartRequested())
+        if self._supervisor.begun:  # else it comes of itself, when plugins are set up
+            self._supervisor.handle(StartRequested())
 
     def _restart(self, call: Call, timeout: float | None, reason: str | None) -> None:
         within, why = _timeout(timeout), self._reason(call, "Restart", reason)
         self._wait_until_ready(call, within, self._supervisor.worker.generation + 1)
         grace = None if within is None else min(within, self._supervisor.plan.worker.stop_timeout)
-        self._supervisor.handle(RestartRequested(why, grace))
+        if self._supervisor.begun:
+            self._supervisor.handle(RestartRequested(why, grace))
 
     def _kill(self, call: Call, timeout: float | None, reason: str | None) -> None:
         within, why = _timeout(timeout), self._reason(call, "Kill", reason)
@@ -242,7 +258,11 @@ class Control:
         self._supervisor.handle(KillRequested(why, within))
 
     def _close_gracefully(self, call: Call, reason: str | None) -> dict[str, Any]:
-        self._supervisor.handle(CloseGracefullyRequested(self._reason(call, "CloseGracefully", reason)))
+        why = self._reason(call, "CloseGracefully", reason)
+        if self._supervisor.begun:
+            self._supervisor.handle(CloseGracefullyRequested(why))
+        else:
+            self._supervisor.stop(why)
         return {}
 
     def _terminate(self, call: Call, timeout: float | None, reason: str | None) -> None:
@@ -254,12 +274,20 @@ class Control:
         self._wait(call, None, verdict)
         self._supervisor.stop(why, within)
 
-    def _wait_until_ready(self, call: Call, timeout: float | None, first: int) -> None:
+    def _answer_when_ready(self, call: Call, first: int, reply: dict[str, Any]) -> None:
+        self._wait_until_ready(call, None, first, reply)
+
+    def _wait_until_ready(
+        self, call: Call, timeout: float | None, first: int, reply: dict[str, Any] | None = None
+    ) -> None:
         def verdict() -> Verdict:
+            if not self._supervisor.begun:
+                return None
             life, rules = self._supervisor.life, self._supervisor.plan.restart
             limit = {"burst": rules.start_limit_burst, "interval": rules.start_limit_interval}
             pid = life.pid if life is not None else None
-            return until_ready(first, self._supervisor.worker, pid, limit, self._exit())
+            said = until_ready(first, self._supervisor.worker, pid, limit, self._exit())
+            return reply if reply is not None and isinstance(said, dict) else said
 
         self._wait(call, timeout, verdict)
 

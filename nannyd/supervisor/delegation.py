@@ -3,6 +3,7 @@
     nannyd@x.service/    delegated: user.delegate is set, its files are ours
         supervisor/      this process (inner cgroups hold no processes)
         worker-7/        one generation of the worker; never used twice
+        agent/           the agent, if there is one
 
 Nothing is taken over that nobody gave us: root may write everywhere, so root goes by the mark that systemd
 leaves on what it delegates (xattr user.delegate or trusted.delegate, systemd 252).
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from nannyd.core.procfs import Mount
 
 SUPERVISOR = "supervisor"
+AGENT = "agent"
 _WANTED = ("memory", "pids")
 _MARKS = ("user.delegate", "trusted.delegate")
 
@@ -86,6 +88,19 @@ class Delegation:
             else:
                 return self._open(directory)
 
+    def agent_leaf(self) -> Leaf:
+        """Return a fresh leaf for the agent: `agent`, or one with a number while the last is not gone.
+
+        Raises OSError.
+        """
+        number = 1
+        while True:
+            directory = self._directory / (AGENT if number == 1 else f"{AGENT}-{number}")
+            if remove(directory):
+                directory.mkdir()
+                return self._open(directory)
+            number += 1
+
     def in_leaf(self, pid: int) -> bool | None:
         """Say whether process *pid* lives in a leaf of this delegation; None: it is gone."""
         path = cgroup_of(pid)
@@ -100,7 +115,8 @@ class Delegation:
 
     def leftovers(self) -> list[Leaf]:
         """Return the leaves that an earlier life of the supervisor left behind."""
-        return [self._open(directory) for directory in sorted(self._directory.glob("worker-*"))]
+        names = ("worker-*", AGENT, f"{AGENT}-*")
+        return [self._open(directory) for name in names for directory in sorted(self._directory.glob(name))]
 
     def _open(self, directory: Path) -> Leaf:
         path = f"{self.path.rstrip('/')}/{directory.name}"

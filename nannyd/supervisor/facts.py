@@ -17,6 +17,7 @@ from nannyd.supervisor.logs import PRIORITIES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from nannyd.supervisor.agent import Agent
     from nannyd.supervisor.life import Life
     from nannyd.supervisor.supervisor import Ended, Supervisor
 
@@ -40,7 +41,7 @@ def own_unit() -> str | None:
     return next((part for part in reversed(path.split("/")) if part.endswith(".service")), None)
 
 
-def status(supervisor: Supervisor, now: float, started: float, unit: str | None) -> Facts:
+def status(supervisor: Supervisor, agent: Agent, now: float, started: float, unit: str | None) -> Facts:
     """Return the reply to Status."""
     at = wall_clock(now)
     worker = supervisor.worker
@@ -64,6 +65,13 @@ def status(supervisor: Supervisor, now: float, started: float, unit: str | None)
         "worker": _process(supervisor.life, worker.ready_at, at) if supervisor.life is not None else None,
         "memory": memory(supervisor),
         "lastExit": ended(supervisor.ended, at),
+        "agent": {
+            "state": agent.state,
+            "processId": agent.pid,
+            "memory": agent.memory(),
+            "restarts": agent.restarts,
+            "plugins": agent.plugins,
+        },
     }
 
 
@@ -131,3 +139,26 @@ def _signal_name(number: int | None) -> str | None:
         return signal.Signals(number).name
     except ValueError:  # real-time signals have no name in Python
         return str(number)
+
+
+def _directory(life: Life | None) -> str:
+    """Return where the worker says that it keeps its files, else its scratch directory."""
+    if life is None:
+        return ""
+    return life.directory or (str(life.scratch.path) if life.scratch is not None else "")
+
+
+def for_plugins(supervisor: Supervisor) -> Facts:
+    """Return what the nanny object of the agent knows."""
+    life = supervisor.life
+    plan = life.plan if life is not None else supervisor.plan
+    return {
+        "state": supervisor.worker.state,
+        "pid": life.pid if life is not None else None,
+        "worker_address": life.address if life is not None else "",
+        "worker_dir": _directory(life),
+        "local_directory": str(supervisor.local_directory)
+        if supervisor.local_directory is not None
+        else None,
+        "memory_limit": plan.memory.thresholds.limit,
+    }

@@ -38,12 +38,21 @@ class Helpers:
         """Start with none."""
         self._loop = loop
         self._running: dict[int, Child] = {}
+        self._adopted: set[int] = set()
         self._idle = asyncio.Event()
         self._idle.set()
 
     def pids(self) -> set[int]:
         """Return the processes that do not belong to the worker although they descend from us."""
-        return set(self._running)
+        return self._running.keys() | self._adopted
+
+    def adopt(self, pid: int) -> None:
+        """Take note of a child that is no worker's, and that somebody else watches."""
+        self._adopted.add(pid)
+
+    def release(self, pid: int) -> None:
+        """Forget a child that has ended."""
+        self._adopted.discard(pid)
 
     def remove(self, path: Path, forget: Forget) -> None:
         """Remove a scratch directory and *forget* it."""

@@ -73,6 +73,8 @@ class Place:
     post: Callable[[Event], None]
     noted: Callable[[], None]
     """Is called when the worker has a new STATUS=."""
+    overrides: Callable[[], dict[str, str]] = dict
+    """Returns the variables that plugins have set."""
 
 
 class Life:
@@ -170,7 +172,7 @@ class Life:
         return boot.boot_argv(worker.command[0], library, name, worker.python.target)
 
     def _environ(self, output: int) -> dict[str, str]:
-        environ = dict(self.plan.environ)
+        environ = {**self.plan.environ, **self._place.overrides()}
         leaf = self._leaf()
         if leaf is not None:
             environ.pop("MEMORY_PRESSURE_WATCH", None)
@@ -198,7 +200,7 @@ class Life:
             "target": python.target if python else "",
             "args": python.args if python else [],
             "kwargs": python.kwargs if python else {},
-            "environ": self.plan.late_environ,
+            "environ": {**self.plan.late_environ, **self._place.overrides()},
             "preload": python.preload if python else [],
             "preload_argv": python.preload_argv if python else [],
             "stop_timeout": worker.stop_timeout,

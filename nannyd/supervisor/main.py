@@ -21,7 +21,10 @@ from nannyd.core.errors import ExitCode
 from nannyd.core.paths import control_socket
 from nannyd.core.plan import LogFormat, MemoryMode, Plan
 from nannyd.core.units import format_size
-from nannyd.supervisor import leftover, library, logs, notices, scratch
+from nannyd.supervisor import leftover, library, logs, notices, scratch, signals
+from nannyd.supervisor.agent import Agent
+from nannyd.supervisor.agentlife import Room
+from nannyd.supervisor.attend import attend
 from nannyd.supervisor.control import Control
 from nannyd.supervisor.delegation import Delegation
 from nannyd.supervisor.handover import Handover
@@ -89,7 +92,7 @@ async def _serve(handover: Handover, runtime: Path, log_format: LogFormat, ring:
     )
     supervisor = Supervisor(plan, place, helpers, weaker if watched else "")
     if trees is not None:
-        supervisor.reap_orphans(trees.reap_orphans)
+        signals.reap_on_sigchld(supervisor, loop, helpers, trees.reap_orphans)
     say(
         notices.STARTING,
         nannyd_instance=plan.name,
@@ -99,31 +102,36 @@ async def _serve(handover: Handover, runtime: Path, log_format: LogFormat, ring:
     )
     if delegation is not None:
         await _end_leftovers(delegation)
-    await _sweep(plan, helpers)
+    supervisor.local_directory = await _sweep(plan, helpers)
     _remove_stale_sockets(runtime)
     reloader = Reloader(supervisor, helpers, handover)
-    return await _run(supervisor, reloader, helpers, runtime, ring)
+    agent_output = _output(f"{plan.name}-agent", log_format)
+    room = Room(loop, place.library, delegation, helpers, agent_output)
+    return await _run(supervisor, reloader, room, runtime, ring)
 
 
-async def _run(
-    supervisor: Supervisor, reloader: Reloader, helpers: Helpers, runtime: Path, ring: Ring
-) -> int:
+async def _run(supervisor: Supervisor, reloader: Reloader, room: Room, runtime: Path, ring: Ring) -> int:
     asyncio.get_running_loop().set_exception_handler(supervisor.fail)
     try:
         async with asyncio.TaskGroup() as tasks:
-            control = Control(supervisor, reloader, ring, asyncio.get_running_loop(), tasks)
+            agent = Agent(room, lambda: supervisor.plan, tasks, lambda *asked: control.answer_agent(*asked))
+            control = Control(supervisor, reloader, ring, room.loop, tasks, agent)
             control.open(control_socket(runtime))
             _settle()
             try:
-                supervisor.reload_on_sighup(tasks, reloader.reload)
-                supervisor.catch_signals()  # the last thing: what was blocked until now comes in
+                attend(agent, supervisor, tasks)
+                signals.reload_on_sighup(room.loop, tasks, reloader.reload)
+                signals.stop_on_sigterm(supervisor, room.loop)
                 code = await supervisor.run()
+                await agent.teardown()
             finally:
                 control.close()
+                await agent.close()
     except BaseException:
         supervisor.abandon()
         raise
-    await helpers.wait(_REMOVAL_TIMEOUT)
+    _remove_uploads(supervisor.local_directory, room.helpers)
+    await room.helpers.wait(_REMOVAL_TIMEOUT)
     control_socket(runtime).unlink(missing_ok=True)
     signal.set_wakeup_fd(-1)  # the loop closes what it hears of signals by before it lets go of them
     return code
@@ -198,12 +206,12 @@ async def _end_leftovers(delegation: Delegation) -> None:
             say(notices.LEFTOVER_ENDED, what=f"processes {', '.join(map(str, pids))} in {leaf.path}")
 
 
-async def _sweep(plan: Plan, helpers: Helpers) -> None:
-    """End what lives of workers whose nannyd crashed, and remove their scratch directories."""
+async def _sweep(plan: Plan, helpers: Helpers) -> Path | None:
+    """End what lives of workers whose nannyd crashed, and remove their scratch directories; return where."""
     try:
         parent = scratch.place(plan.worker.local_directory, os.environ, plan.name)
     except OSError:
-        return  # the first start fails by it, and names it
+        return None  # the first start fails by it, and names it
     try:
         for path in scratch.abandoned(parent):
             if pids := await leftover.end(path):
@@ -211,3 +219,10 @@ async def _sweep(plan: Plan, helpers: Helpers) -> None:
             helpers.remove(path, functools.partial(scratch.disown, path))
     except OSError as error:
         say(notices.SCRATCH_FAILED, path=error.filename, detail=error)
+    return parent
+
+
+def _remove_uploads(parent: Path | None, helpers: Helpers) -> None:
+    """Remove what plugins have kept beside the scratch directories."""
+    for path in parent.glob("upload-*") if parent is not None else ():
+        helpers.remove(path, lambda removed: None)  # rm says itself what it could not do

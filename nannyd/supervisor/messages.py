@@ -34,7 +34,7 @@ class Nonsense(ValueError):  # noqa: N818 - it says what the message is
 class CallError(Exception):
     """A typed error reply."""
 
-    def __init__(self, error: str, **parameters: Any) -> None:
+    def __init__(self, error: str, /, **parameters: Any) -> None:
         """*error* is the full name, with the interface."""
         super().__init__(error)
         self.error = error
@@ -48,10 +48,12 @@ class Kind(enum.Enum):
     FLOAT = "float"
     BOOL = "bool"
     STRING = "string"
+    OBJECT = "object"
     MAYBE_INT = "?int"
     MAYBE_FLOAT = "?float"
     MAYBE_BOOL = "?bool"
     MAYBE_STRING = "?string"
+    MAYBE_OBJECT = "?object"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,7 @@ def arguments(takes: dict[str, Kind], given: dict[str, Any]) -> dict[str, Any]:
 
 def _argument(name: str, kind: Kind, value: Any) -> Any:
     match kind:
-        case Kind.MAYBE_INT | Kind.MAYBE_FLOAT | Kind.MAYBE_BOOL | Kind.MAYBE_STRING if value is None:
+        case _ if value is None and kind.value.startswith("?"):
             return None
         case Kind.INT | Kind.MAYBE_INT if type(value) is int and -(1 << 63) <= value < 1 << 63:
             return value
@@ -139,6 +141,10 @@ def _argument(name: str, kind: Kind, value: Any) -> Any:
         case Kind.BOOL | Kind.MAYBE_BOOL if type(value) is bool:
             return value
         case Kind.STRING | Kind.MAYBE_STRING if type(value) is str and not _has_surrogates(value):
+            return value
+        case Kind.OBJECT | Kind.MAYBE_OBJECT if type(value) is dict and not _has_surrogates(
+            _ENCODER.encode(value)
+        ):
             return value
     raise invalid_parameter(name)
 

@@ -167,6 +167,42 @@ CONTROL_FAILED = Notice(
     logging.ERROR,
     "bug in nannyd, please report it: a call could not be answered ({detail}); the worker is not concerned",
 )
+AGENT_STARTED = Notice(
+    "agent-started",
+    "706614c3aab44fa0ae9ee4936926666d",
+    logging.INFO,
+    "agent {agent_pid} started",
+)
+AGENT_FAILED = Notice(
+    "agent-failed",
+    "1bd9e84ef2054a63a8fb3955ff80c110",
+    logging.WARNING,
+    "{detail}; the worker is not concerned",
+)
+PLUGIN_ADDED = Notice(
+    "plugin-added",
+    "c694f927e8f440368f4c8941109230c9",
+    logging.INFO,
+    "plugin {plugin} ({target}) was added",
+)
+PLUGIN_REMOVED = Notice(
+    "plugin-removed",
+    "030caf37332641b28ae8979d74193414",
+    logging.INFO,
+    "plugin {plugin} was removed",
+)
+PLUGIN_FAILED = Notice(
+    "plugin-failed",
+    "6e97bdaa7ac2490a9abe7376836dd962",
+    logging.ERROR,
+    "{where} failed: {error}\n{detail}",
+)
+PLUGIN_DEPRECATED = Notice(
+    "plugin-deprecated",
+    "c6fda35abc7c42c0ae2a5b30e32b3945",
+    logging.WARNING,
+    "{detail}",
+)
 RELOADED = Notice(
     "reloaded",
     "f7442bc92d674d058dd19e88fbd6e8b9",

@@ -25,6 +25,8 @@ class Facts:
     """The worker's own STATUS=."""
     weaker: str = ""
     """Why memory is polled, where it is."""
+    beside: str = ""
+    """What is to be said of others than the worker."""
 
 
 def sentence(worker: Worker, facts: Facts, now: float) -> str:
@@ -38,6 +40,8 @@ def sentence(worker: Worker, facts: Facts, now: float) -> str:
         parts.append(f"{worker.restarts} restart{'s' if worker.restarts > 1 else ''}")
     if facts.weaker:
         parts.append(f"memory only polled: {facts.weaker}")
+    if facts.beside:
+        parts.append(facts.beside)
     text = ", ".join(parts)
     return f"{text}; worker: {facts.note}" if facts.note else text
 

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import signal
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from nannyd.core import lifecycle
+from nannyd.core.errors import ExitCode
 from nannyd.core.lifecycle import (
     AskToStop,
+    CloseGracefullyRequested,
     DeadlineReached,
     Effect,
     Event,
@@ -36,18 +36,17 @@ from nannyd.core.lifecycle import (
     step,
 )
 from nannyd.core.memory import Verdict
-from nannyd.core.paths import SUPERVISED
-from nannyd.core.reload import When, changes
+from nannyd.core.reload import changes, in_words
 from nannyd.supervisor import logs, notices, status, telling
-from nannyd.supervisor.history import SPACING, History
+from nannyd.supervisor.history import History
 from nannyd.supervisor.life import Life, Place
 from nannyd.supervisor.notices import say
-from nannyd.supervisor.reload import ReloadFailedError
 from nannyd.supervisor.spawn import SpawnError
-from nannyd.supervisor.systemd import Systemd, watchdog_interval
+from nannyd.supervisor.systemd import Systemd
+from nannyd.supervisor.ticker import Ticker
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Coroutine
+    from pathlib import Path
 
     from nannyd.core.exits import Exit
     from nannyd.core.memory import Reading
@@ -56,15 +55,11 @@ if TYPE_CHECKING:
 
 Item = Event | Callable[[], None]
 
-_EXTEND_EVERY = 10.0
-_EXTEND_BY = 30.0
-"""Until the first READY systemd is asked for this much more time, again and again: the time that a start
-or a back-off takes is the worker's and nannyd's to limit."""
+_ENDING = (State.STOP_SIGTERM, State.STOP_SIGKILL)
+
 _STOP_MARGIN = 5.0
 _NOTE_DELAY = 0.1
 _READING_AGE = 0.1
-_STATUS_EVERY = 15.0
-"""Without a watchdog, how often the sentence of `systemctl status` is brought up to date."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,17 +82,15 @@ class Supervisor:
         self.worker = Worker()
         self.life: Life | None = None
         self.queue: asyncio.Queue[Item] = asyncio.Queue()
-        self._place = replace(place, post=self.post, noted=self.noted)
+        self.place = replace(place, post=self.post, noted=self.noted)
         self._helpers = helpers
         self.weaker = weaker
         self.memory_mode = "cgroup" if place.sampler is None else "poll"
         self._loop = place.loop
         self.systemd = Systemd()
-        self._watchdog = watchdog_interval()
-        self._ticking: asyncio.TimerHandle | None = None
+        self._ticker = Ticker(self, place.loop)
         self._now = self._loop.time()
-        self._was_ready = False
-        self._interrupted = False
+        self.was_ready = False
         self._excess: telling.Excess | None = None
         self._noting = False
         self._reading: Reading | None = None
@@ -111,19 +104,50 @@ class Supervisor:
         self.history = History()
         self.watchers: list[Callable[[], None]] = []
         """Are called after each step of the worker: who waits for something looks whether it came true."""
-        self.post(StartRequested())  # before any signal can ask for a stop
+        self.begun = False
+        """Preloads and plugins are set up; or it will not come to that."""
+        self.local_directory: Path | None = None
+        """Where scratch directories are made, and what plugins bring along is kept."""
+        self._start_failed = ""
+        self.hear: Callable[..., None] = lambda what, **info: None
+        """Is told what happens to the worker: a word and facts."""
+        self.words: Callable[[], str] = str
+        """Returns what else is to be said in the status sentence."""
+        self.before_stop: Callable[[Callable[[], None]], None] | None = None
+        """Does what is to be done before the worker is stopped, then calls back; at once, perhaps."""
+        self._stop: Callable[[], None] | None = None
+        """The stop that waits for that."""
 
     def post(self, item: Item) -> None:
         """Queue an event, or a function to call in its turn."""
         self.queue.put_nowait(item)
 
+    def begin(self) -> None:
+        """Start the first worker, unless a stop was asked for meanwhile."""
+        self.post(self._begin)
+
+    def _begin(self) -> None:
+        if not self.begun:
+            self.begun = True
+            self.handle(StartRequested())
+
+    def fail_start(self, reason: str) -> None:
+        """End before the first worker was started."""
+
+        def fail() -> None:
+            if not self.begun:
+                self.begun, self._start_failed = True, reason
+                say(notices.START_FAILED, detail=reason)
+
+        self.post(fail)
+
     async def run(self) -> int:
-        """Supervise until the worker has ended; return the exit status of nannyd.
+        """Supervise from `begin` until the worker has ended; return the exit status of nannyd.
 
         There is one timer for the worker, and it belongs to its state.
         """
-        self._tick()
-        while not self.worker.ended or self.worker.generation == 0:
+        self._ticker.tick()
+        while not self.begun or not self.worker.ended:
             try:
                 async with asyncio.timeout_at(self.worker.deadline):
                     item = await self.queue.get()
@@ -180,8 +204,14 @@ class Supervisor:
             self.restarts[after.exit.result] = self.restarts.get(after.exit.result, 0) + 1
         if after.state is State.FAILED and before.state is not State.FAILED:
             telling.tell_failed(after, self.plan.restart)
-        if after.state is State.RUNNING and not self._was_ready:
-            self._was_ready = True
+        if after.state is State.RUNNING and before.state is not State.RUNNING and self.life is not None:
+            self.hear(
+                "worker_started", pid=self.life.pid, generation=after.generation, address=self.life.address
+            )
+        if after.state in _ENDING and before.state not in _ENDING and after.stop is not None:
+            self.hear("worker_exiting", reason=after.stop.reason)
+        if after.state is State.RUNNING and not self.was_ready:
+            self.was_ready = True
             self.show()
             self.systemd.ready()
 
@@ -192,6 +222,7 @@ class Supervisor:
             return
         self.ended = Ended(exit_, self._now, self._now - life.began)
         telling.tell_exit(life, exit_, self._now - life.began)
+        self.hear("worker_exited", pid=life.pid, **telling.exit_facts(exit_, self._now - life.began))
         if life.errno:
             self.systemd.errno(life.errno)
         life.close()
@@ -224,7 +255,7 @@ class Supervisor:
                 pass
 
     def _spawn(self, generation: int) -> Event:
-        life = Life(self._place, self.plan, generation)
+        life = Life(self.place, self.plan, generation)
         try:
             life.begin(lambda said, reading, wall: self._memory(life, said, reading, wall))
         except SpawnError as error:
@@ -248,6 +279,7 @@ class Supervisor:
         excess = telling.Excess(life, reading, said, wall=wall)
         if said is Verdict.WARN:
             excess.tell_warning()
+            self.hear("memory_warning", **telling.memory_facts(reading, life.plan.memory.thresholds.limit))
             self.show()
             return
         self._excess = excess
@@ -281,6 +313,7 @@ class Supervisor:
             limit=(life.plan if life is not None else self.plan).memory.thresholds.limit,
             note=life.note if life is not None else "",
             weaker=self.weaker,
+            beside=self.words(),
         )
         return status.sentence(self.worker, facts, self._loop.time())
 
@@ -293,50 +326,30 @@ class Supervisor:
             self._reading, self._read_of, self._read_at = self.life.watch.reading(), self.life, now
         return self._reading
 
-    # --- Signals, ticks, reload -------------------------------------------------------------------
-
-    def catch_signals(self) -> None:
-        """Take SIGTERM and SIGINT as requests to stop; a second SIGINT does not ask."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self.post, lambda number=number: self._asked(number))
-        self._loop.call_soon(signal.pthread_sigmask, signal.SIG_UNBLOCK, SUPERVISED)
-
-    def reap_orphans(self, reap: Callable[[Collection[int]], bool]) -> None:
-        """Without a leaf the worker's orphans become our children: reap them, and learn of the last."""
-
-        def some_child_ended() -> None:
-            life = self.life
-            known = self._helpers.pids() | (
-                {life.pid} if life is not None and life.pid is not None else set()
-            )
-            if reap(known) and life is not None and life.group is not None:
-                life.group.child_reaped()
-
-        self._loop.add_signal_handler(signal.SIGCHLD, some_child_ended)
-
-    def reload_on_sighup(
-        self, tasks: asyncio.TaskGroup, reload: Callable[[], Coroutine[None, None, str]]
-    ) -> None:
-        """Reload on SIGHUP; the verdict is in the log."""
-
-        async def quietly() -> None:
-            with suppress(ReloadFailedError):
-                await reload()
-
-        self._loop.add_signal_handler(signal.SIGHUP, lambda: tasks.create_task(quietly()))
-
-    def _asked(self, number: signal.Signals) -> None:
-        self.stop(number.name)
-        if number is signal.SIGINT:
-            if self._interrupted:
-                self.handle(KillRequested("a second SIGINT"))
-            self._interrupted = True
+    # --- Stop, reload -----------------------------------------------------------------------------
 
     def stop(self, reason: str, timeout: float | None = None) -> None:
-        """Stop the worker, then end."""
+        """Stop the worker, then end; what is to be done before has a deadline of its own."""
         say(notices.STOP_REQUESTED, reason=reason)
         self.systemd.stopping()
-        self.handle(StopRequested(reason, timeout))
+        self.begun = True
+        self._stop = lambda: self.handle(StopRequested(reason, timeout))
+        if self.before_stop is None or self.worker.ended:
+            self._stop_now()
+            return
+        before, self.before_stop = self.before_stop, None
+        self.handle(CloseGracefullyRequested(reason))  # one that ends meanwhile is not started again
+        before(self._stop_now)
+
+    def kill(self, reason: str) -> None:
+        """End this life without asking it; a stop that waits for something waits no longer."""
+        self._stop_now()
+        self.handle(KillRequested(reason))
+
+    def _stop_now(self) -> None:
+        if self._stop is not None:
+            stop, self._stop = self._stop, None
+            stop()
 
     def _extend_stop(self, worker: Worker) -> None:
         """Ask systemd for the time that the worker has to end, and a margin to kill it in."""
@@ -344,30 +357,10 @@ class Supervisor:
             left = worker.deadline - self._now
             self.systemd.extend(left + worker.stop.timeout + _STOP_MARGIN)
 
-    def _tick(self) -> None:
-        """Feed the watchdog, ask for time until the first READY, look whether a warning is over."""
-        every = [] if self._watchdog is None else [self._watchdog]
-        if not self._was_ready and self.systemd.present:
-            self.systemd.extend(_EXTEND_BY)
-            every.append(_EXTEND_EVERY)
-        if self._watchdog is not None:
-            self.systemd.alive()
-        if self.life is not None and self.life.watch is not None:
-            self.life.watch.sample()
-        if self.systemd.present:
-            every.append(_STATUS_EVERY)
-        if (reading := self.reading()) is not None:
-            self.history.add(self._loop.time(), reading.working_set)
-        if self.plan.memory.thresholds.limit is not None:
-            every.append(SPACING)
-        self.show()
-        if every:
-            self._ticking = self._loop.call_later(min(every), self.post, self._tick)
-
     def is_of_worker(self, pid: int) -> bool | None:
         """Say whether process *pid* belongs to a worker of this instance; None: it is gone."""
-        if self._place.delegation is not None:
-            return self._place.delegation.in_leaf(pid)
+        if self.place.delegation is not None:
+            return self.place.delegation.in_leaf(pid)
         group = self.life.group if self.life is not None else None
         return group.contains(pid) if group is not None else False
 
@@ -379,15 +372,12 @@ class Supervisor:
         self.plan = plan
         if self.life is not None:
             self.life.follow(plan)
-        said = {when: [key for key, w in found.items() if w is when] for when in When}
-        return (
-            "; ".join(f"{', '.join(keys)} {when}" for when, keys in said.items() if keys) or "nothing changed"
-        )
+        return in_words(found)
 
     def reloaded(self) -> None:
         """Tell systemd that a reload is over."""
         self.show()
-        if self._was_ready:
+        if self.was_ready:
             self.systemd.ready()  # before the first worker is ready, it would be a lie
 
     def fail(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -405,11 +395,10 @@ class Supervisor:
             self.life.kill()
 
     def _finish(self) -> int:
-        if self._ticking is not None:
-            self._ticking.cancel()
-        code = lifecycle.exit_code(self.worker)
+        self._ticker.stop()
+        code = ExitCode.COULD_NOT_START if self._start_failed else lifecycle.exit_code(self.worker)
         self.systemd.status(self.sentence())
         self.systemd.stopping()
-        reason = status.sentence(self.worker, status.Facts(), self._loop.time())
+        reason = self._start_failed or status.sentence(self.worker, status.Facts(), self._loop.time())
         say(notices.FINISHED, nannyd_instance=self.plan.name, exit_status=int(code), reason=reason)
         return int(code)

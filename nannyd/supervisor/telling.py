@@ -1,4 +1,4 @@
-"""What one step of the worker's life changed, said in the log.  Nothing is decided or done here."""
+"""What one step of the worker's life changed, in words and facts.  Nothing is decided or done here."""
 
 from __future__ import annotations
 
@@ -82,6 +82,26 @@ def tell_exit(life: Life, exit_: Exit, uptime: float) -> None:
         exit_signal=status.signal if status is not None else None,
         memory_peak=exit_.memory_peak,
     )
+
+
+def exit_facts(exit_: Exit, uptime: float) -> dict[str, object]:
+    """Return what plugins are told of an exit."""
+    status = exit_.status
+    return {
+        "generation": exit_.generation,
+        "result": exit_.result,
+        "who": exit_.who,
+        "status": status.code if status is not None else None,
+        "signal": status.signal if status is not None else None,
+        "uptime": uptime,
+        "memory_peak": exit_.memory_peak,
+    }
+
+
+def memory_facts(reading: Reading, limit: int | None) -> dict[str, object]:
+    """Return what plugins are told of a memory warning."""
+    parts = {name: getattr(reading, name) for name in ("anon", "shmem", "kernel", "swap")}
+    return {"working_set": reading.working_set, "limit": limit, **parts}
 
 
 class Excess:

@@ -18,7 +18,7 @@ Verdict = dict[str, Any] | CallError | None
 """The reply, the error, or not yet."""
 
 
-def error(name: str, **parameters: Any) -> CallError:
+def error(name: str, /, **parameters: Any) -> CallError:
     """Return an error of our interface."""
     return CallError(f"io.nannyd.Nanny.{name}", **parameters)
 

@@ -323,8 +323,10 @@ class Caller:
         found: dict[str, Any] = reply["parameters"]
         return found
 
-    def close(self) -> None:
-        """Disconnect."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self.socket.close()
 
 

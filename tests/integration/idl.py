@@ -33,7 +33,9 @@ def errors(interface: Interface) -> dict[str, _Error]:
 
 def word(type_: Any) -> str:
     """Return a simple *type_* as the description has it."""
-    return f"?{word(type_.element_type)}" if isinstance(type_, _Maybe) else WORDS[type(type_)]
+    if isinstance(type_, _Maybe):
+        return f"?{word(type_.element_type)}"
+    return "object" if isinstance(type_, _Object) else WORDS[type(type_)]
 
 
 def wrong(interface: Interface, type_: Any, value: Any, where: str = "") -> list[str]:

@@ -2,41 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import signal
 import socket
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import idl
 import pytest
 import varlink
-from harness import Caller, Host, Nannyd, lives, send_signal
+from harness import Caller, Host, lives, send_signal
 from varlink.scanner import Interface
 
 from nannyd.core.errors import ExitCode
 from nannyd.supervisor import control
 from nannyd.supervisor.control import Control
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from nannyd.supervisor.plugins import Plugins
 
 FILES = Path(control.__file__).parent
 NANNY = Interface((FILES / "io.nannyd.Nanny.varlink").read_text())
 SERVICE = Interface((FILES / "io.systemd.service.varlink").read_text())
 NOTIFY = "[worker]\nready = 'notify'\n[restart]\ndelay = 0\n"
 QUICK = "[restart]\ndelay = 0\n"
-
-
-@contextlib.contextmanager
-def talking_to(run: Nannyd) -> Iterator[Caller]:
-    caller = run.connect()
-    try:
-        yield caller
-    finally:
-        caller.close()
 
 
 def checked(caller: Caller, method: str, **parameters: Any) -> dict[str, Any]:
@@ -56,7 +44,9 @@ def checked(caller: Caller, method: str, **parameters: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("which", ["_nanny", "_service"])
 def test_the_description_and_the_code_have_the_same_methods_and_parameters(which: str) -> None:
-    made = getattr(Control, which)(Control.__new__(Control))
+    bare = Control.__new__(Control)
+    bare._plugins = Plugins.__new__(Plugins)
+    made = getattr(Control, which)(bare)
     interface = {"_nanny": NANNY, "_service": SERVICE}[which]
     assert {
         name: {key: kind.value for key, kind in method.takes.items()} for name, method in made.items()
@@ -67,14 +57,14 @@ def test_the_description_and_the_code_have_the_same_methods_and_parameters(which
 
 
 def test_the_description_has_the_errors_that_the_code_raises_and_no_others() -> None:
-    sources = "".join((FILES / name).read_text() for name in ("control.py", "waits.py"))
+    sources = "".join((FILES / name).read_text() for name in ("control.py", "waits.py", "plugins.py"))
     assert set(re.findall(r'\berror\(\s*"(\w+)"', sources)) == set(idl.errors(NANNY))
 
 
 def test_every_description_is_served_as_it_stands_in_its_file(nannyd: Host) -> None:
     run = nannyd("--", "sleep", "60")
     run.ready()
-    with talking_to(run) as caller:
+    with run.connect() as caller:
         served = caller.get("org.varlink.service.GetInfo")["interfaces"]
         assert served == ["org.varlink.service", "io.nannyd.Nanny", "io.systemd.service"]
         for name in served:
@@ -107,7 +97,7 @@ def test_the_python_package_varlink_is_a_client(nannyd: Host) -> None:
 def test_status_says_how_the_worker_is(nannyd: Host) -> None:
     run = nannyd.rude(vices="--eat 10M", config=f"{NOTIFY}[memory]\nlimit = '1GiB'\n")
     pid = run.ready()
-    with talking_to(run) as caller:
+    with run.connect() as caller:
         status = checked(caller, "Status")["ok"]
         assert (status["instance"], status["processId"], status["worker"]["processId"]) == ("t", run.pid, pid)
         assert (status["state"], status["activeState"], status["goal"]) == ("running", "active", "up")
@@ -129,7 +119,7 @@ def test_status_says_how_the_worker_is(nannyd: Host) -> None:
 def test_why_has_the_last_exit_and_what_led_to_it(nannyd: Host) -> None:
     run = nannyd("--restart.delay=30s", "--", "sh", "-c", "exit 7")
     run.wait_for("restarting")
-    with talking_to(run) as caller:
+    with run.connect() as caller:
         why = checked(caller, "Why")["ok"]
     assert (why["exit"]["exitStatus"], why["exit"]["result"], why["exit"]["who"]) == (
         7,
@@ -150,7 +140,7 @@ def test_why_leaves_the_lives_before_the_last_one_out(nannyd: Host) -> None:
     for _ in range(3):
         send_signal(run.ready(), signal.SIGKILL)
     run.ready()
-    with talking_to(run) as caller:
+    with run.connect() as caller:
         why = checked(caller, "Why")["ok"]
     assert why["exit"]["generation"] == 3
     assert [it["event"] for it in why["events"]] == ["worker-started", "worker-ready", "worker-failed"]
@@ -160,7 +150,7 @@ def test_why_leaves_the_lives_before_the_last_one_out(nannyd: Host) -> None:
 def test_before_any_end_there_is_nothing_to_ask_why_for(nannyd: Host) -> None:
     run = nannyd("--", "sleep", "60")
     run.ready()
-    with talking_to(run) as caller:
+    with run.connect() as caller:
         assert checked(caller, "Why")["ok"] == {"exit": None, "events": []}
         assert checked(caller, "History")["ok"]["samples"] is not None
     assert run.stop() == 0
@@ -170,7 +160,7 @@ def test_records_come_newest_first_and_by_their_urgency(nannyd: Host) -> None:
     run = nannyd("--", "sleep", "60", config=QUICK)
     send_signal(run.ready(), signal.SIGKILL)
     run.ready()
-    with talking_to(run) as caller:
+    with run.connect() as caller:
         records = checked(caller, "GetLogs")["ok"]["records"]
         assert [it["event"] for it in records][:3] == ["worker-ready", "worker-started", "worker-failed"]
         assert records[-1]["event"] == "starting"
@@ -188,7 +178,7 @@ def test_records_come_newest_first_and_by_their_urgency(nannyd: Host) -> None:
 def test_records_can_be_followed(nannyd: Host) -> None:
     run = nannyd("--", "sleep", "60", config=QUICK)
     pid = run.ready()
-    with talking_to(run) as caller:
+    with run.connect() as caller:
         caller.send("GetLogs", {"n": 1, "follow": True}, more=True)
         assert [it["event"] for it in caller.receive()["parameters"]["records"]] == ["worker-ready"]
         send_signal(pid, signal.SIGKILL)
@@ -202,7 +192,7 @@ def test_records_can_be_followed(nannyd: Host) -> None:
 def test_monitor_tells_what_happens_as_it_happens(nannyd: Host) -> None:
     run = nannyd("--", "sleep", "60", config=QUICK)
     pid = run.ready()
-    with talking_to(run) as caller, talking_to(run) as other:
+    with run.connect() as caller, run.connect() as other:
         assert caller.call("Monitor")["error"] == "org.varlink.service.ExpectedMore"
         caller.send("Monitor", more=True)
         first = caller.receive()["parameters"]["event"]
@@ -226,7 +216,7 @@ def test_who_follows_hears_the_end_as_the_last_reply(
 ) -> None:
     run = nannyd("--", "sleep", "60", config=QUICK)
     run.ready()
-    with talking_to(run) as caller:
+    with run.connect() as caller:
         caller.send(method, parameters, more=True)
         caller.receive()
         assert run.stop() == 0
@@ -243,10 +233,10 @@ def test_a_monitor_that_goes_away_is_forgotten(nannyd: Host) -> None:
     run = nannyd("--", "sleep", "60", config=QUICK)
     run.ready()
     for _ in range(100):  # more than there may be at a time
-        with talking_to(run) as caller:
+        with run.connect() as caller:
             caller.send("Monitor", more=True)
             assert caller.receive()["continues"]
-    with talking_to(run) as caller:
+    with run.connect() as caller:
         assert checked(caller, "LogEvent", topic="t", message="m") == {"ok": {}}
     assert run.stop() == 0
 
@@ -254,7 +244,7 @@ def test_a_monitor_that_goes_away_is_forgotten(nannyd: Host) -> None:
 def test_who_reads_too_slowly_is_told_how_much_was_lost(nannyd: Host) -> None:
     run = nannyd("--", "sleep", "60", config=QUICK)
     run.ready()
-    with talking_to(run) as slow, talking_to(run) as other:
+    with run.connect() as slow, run.connect() as other:
         slow.send("Monitor", more=True)
         slow.receive()
         for number in range(300):
@@ -278,7 +268,7 @@ def test_plan_and_explanation_are_those_in_force_and_secrets_are_masked(nannyd: 
     run = nannyd("--", "sleep", "60", config=config)
     run.ready()
     nannyd.write_config("broken")
-    with talking_to(run) as caller:
+    with run.connect() as caller:
         plan = checked(caller, "Plan")["ok"]
         assert plan["plan"]["settings"]["worker"]["command"] == ["sleep", "60"]
         assert 'command = ["sleep", "60"]' in plan["text"]
@@ -300,7 +290,7 @@ def test_plan_and_explanation_are_those_in_force_and_secrets_are_masked(nannyd: 
 def test_restart_answers_when_the_next_worker_is_ready(nannyd: Host) -> None:
     run = nannyd.rude(vices="--ready-after=0.3", config=NOTIFY)
     pid = run.ready()
-    with talking_to(run) as caller:
+    with run.connect() as caller:
         answer = checked(caller, "Restart", reason="new version")["ok"]
         assert answer["processId"] == checked(caller, "Status")["ok"]["worker"]["processId"] != pid
     assert not lives(pid)
@@ -312,7 +302,7 @@ def test_restart_answers_when_the_next_worker_is_ready(nannyd: Host) -> None:
 def test_a_restart_that_is_late_is_told_so_and_goes_on(nannyd: Host) -> None:
     run = nannyd.rude(vices="--ready-after=1.5", config=NOTIFY)
     run.ready()
-    with talking_to(run) as caller:
+    with run.connect() as caller:
         assert checked(caller, "Restart", timeout=0.3)["TimedOut"] == {"timeout": 0.3, "state": "start"}
         assert checked(caller, "Instantiate")["ok"]["processId"] == run.ready()
     assert run.stop() == 0
@@ -322,7 +312,7 @@ def test_a_restart_whose_worker_fails_names_its_end(nannyd: Host, tmp_path: Path
     script = f"test -e {tmp_path}/was && exit 9; touch {tmp_path}/was; systemd-notify --ready; exec sleep 60"
     run = nannyd("--restart.delay=20s", "--worker.ready=notify", "--", "sh", "-c", script)
     run.ready()
-    with talking_to(run) as caller:
+    with run.connect() as caller:
         failed = checked(caller, "Restart")["WorkerFailed"]["exit"]
     assert (failed["exitStatus"], failed["result"], failed["wasReady"]) == (9, "exit-code", False)
     assert run.stop() == 0
@@ -333,7 +323,7 @@ def test_a_restart_that_meets_the_start_limit_says_so(nannyd: Host, tmp_path: Pa
     options = ["--restart.delay=0", "--restart.start-limit-burst=1", "--worker.ready=notify"]
     run = nannyd(*options, "--", "sh", "-c", script)
     run.ready()
-    with talking_to(run) as caller:
+    with run.connect() as caller:
         hit = checked(caller, "Restart")["StartLimitHit"]
     assert (hit["burst"], hit["exit"]["exitStatus"]) == (1, 9)
     assert run.wait() == ExitCode.START_LIMIT_HIT
@@ -342,7 +332,7 @@ def test_a_restart_that_meets_the_start_limit_says_so(nannyd: Host, tmp_path: Pa
 def test_a_restart_that_is_overtaken_by_a_stop_says_so(nannyd: Host) -> None:
     run = nannyd.rude("--worker.stop-timeout=3s", vices="--ignore-sigterm", config=NOTIFY)
     run.ready()
-    with talking_to(run) as caller:
+    with run.connect() as caller:
         caller.send("Restart")
         run.wait_for("stopping-worker")
         run.signal(signal.SIGTERM)
@@ -353,7 +343,7 @@ def test_a_restart_that_is_overtaken_by_a_stop_says_so(nannyd: Host) -> None:
 def test_kill_without_time_asks_nothing_and_the_policy_decides(nannyd: Host) -> None:
     run = nannyd.rude("--worker.stop-timeout=1s", vices="--ignore-sigterm", config=NOTIFY)
     pid = run.ready()
-    with talking_to(run) as caller:
+    with run.connect() as caller:
         exit_ = checked(caller, "Kill", timeout=0)["ok"]["exit"]
         assert (exit_["signal"], exit_["result"], exit_["who"]) == ("SIGKILL", "signal", "nannyd")
         assert not lives(pid)
@@ -365,7 +355,7 @@ def test_kill_without_time_asks_nothing_and_the_policy_decides(nannyd: Host) -> 
 def test_kill_asks_first_where_it_has_time(nannyd: Host) -> None:
     run = nannyd("--restart.mode=on-failure", "--", "sleep", "60")
     run.ready()
-    with talking_to(run) as caller:
+    with run.connect() as caller:
         exit_ = checked(caller, "Kill", timeout=5, reason="enough")["ok"]["exit"]
     assert (exit_["signal"], exit_["result"]) == ("SIGTERM", "success")
     assert run.wait() == 0  # the policy wants no restart after success
@@ -374,7 +364,7 @@ def test_kill_asks_first_where_it_has_time(nannyd: Host) -> None:
 def test_kill_of_nobody_answers_with_the_last_end(nannyd: Host) -> None:
     run = nannyd("--restart.delay=30s", "--", "false")
     run.wait_for("restarting")
-    with talking_to(run) as caller:
+    with run.connect() as caller:
         assert checked(caller, "Kill")["ok"]["exit"]["exitStatus"] == 1
         assert checked(caller, "Instantiate", timeout=0)  # whatever it answers, it does not wait
     assert run.stop() == 0
@@ -386,7 +376,7 @@ def test_instantiate_of_a_running_worker_answers_at_once_and_ends_a_back_off(
     script = f"test -e {tmp_path}/was && exec sleep 60; touch {tmp_path}/was; exit 1"
     run = nannyd("--restart.delay=60s", "--", "sh", "-c", script)
     run.wait_for("restarting")
-    with talking_to(run) as caller:
+    with run.connect() as caller:
         pid = checked(caller, "Instantiate")["ok"]["processId"]
         assert checked(caller, "Instantiate")["ok"]["processId"] == pid
         assert checked(caller, "Status")["ok"]["restarts"] == 1
@@ -396,7 +386,7 @@ def test_instantiate_of_a_running_worker_answers_at_once_and_ends_a_back_off(
 def test_closing_gracefully_leaves_the_worker_alone_and_ends_with_it(nannyd: Host) -> None:
     run = nannyd("--", "sleep", "60", config=QUICK)
     pid = run.ready()
-    with talking_to(run) as caller:
+    with run.connect() as caller:
         assert checked(caller, "CloseGracefully", reason="scaling down") == {"ok": {}}
         status = checked(caller, "Status")["ok"]
         assert (status["goal"], status["state"], status["worker"]["processId"]) == ("down", "running", pid)
@@ -409,7 +399,7 @@ def test_closing_gracefully_leaves_the_worker_alone_and_ends_with_it(nannyd: Hos
 def test_terminate_answers_and_ends_nannyd(nannyd: Host) -> None:
     run = nannyd.rude("--worker.stop-timeout=60s", vices="--ignore-sigterm", config=NOTIFY)
     run.ready()
-    with talking_to(run) as caller:
+    with run.connect() as caller:
         exit_ = checked(caller, "Terminate", timeout=0.5, reason="done")["ok"]["exit"]
         assert (exit_["result"], exit_["who"]) == ("timeout", "nannyd")
         with pytest.raises(ConnectionResetError):
@@ -421,7 +411,7 @@ def test_terminate_answers_and_ends_nannyd(nannyd: Host) -> None:
 def test_an_impossible_timeout_is_refused_and_nothing_is_done(nannyd: Host, timeout: float) -> None:
     run = nannyd("--", "sleep", "60", config=QUICK)
     run.ready()
-    with talking_to(run) as caller:
+    with run.connect() as caller:
         for method in ("Kill", "Restart", "Terminate", "Instantiate"):
             refused = checked(caller, method, timeout=timeout)["InvalidArgument"]
             assert refused["parameter"] == "timeout"
@@ -434,10 +424,10 @@ def test_a_caller_that_hangs_up_while_it_waits_does_no_harm(nannyd: Host) -> Non
     run = nannyd.rude(vices="--ready-after=0.5", config=NOTIFY)
     run.ready()
     for method in ("Restart", "Kill", "Reload"):
-        with talking_to(run) as caller:
+        with run.connect() as caller:
             caller.send(method)
     run.wait_for("reloaded")
-    with talking_to(run) as caller:
+    with run.connect() as caller:
         assert "ok" in checked(caller, "Instantiate")
     assert run.stop() == 0
 
@@ -448,7 +438,7 @@ def test_a_caller_that_hangs_up_while_it_waits_does_no_harm(nannyd: Host) -> Non
 def test_events_of_others_have_a_size_and_no_control_characters(nannyd: Host) -> None:
     run = nannyd("--", "sleep", "60", config=QUICK)
     run.ready()
-    with talking_to(run) as caller:
+    with run.connect() as caller:
         assert checked(caller, "LogEvent", topic="", message="m")["InvalidArgument"]["parameter"] == "topic"
         assert (
             checked(caller, "LogEvent", topic="t" * 201, message="m")["InvalidArgument"]["parameter"]
@@ -468,7 +458,7 @@ def test_events_of_others_have_a_size_and_no_control_characters(nannyd: Host) ->
 def test_the_interface_of_systemds_services(nannyd: Host) -> None:
     run = nannyd("--", "sleep", "60", config=QUICK)
     run.ready()
-    with talking_to(run) as caller:
+    with run.connect() as caller:
         assert caller.get("io.systemd.service.Ping") == {}
         assert caller.get("io.systemd.service.Reload") == {}
         assert f"HOME={nannyd.home.base}" in caller.get("io.systemd.service.GetEnvironment")["environment"]

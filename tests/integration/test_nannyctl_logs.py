@@ -52,9 +52,8 @@ def test_follow_shows_what_comes_until_the_instance_is_gone(nannyd: Host) -> Non
     run = one(nannyd)
     terminal = Terminal(nannyd, "logs", "-f", "a1", width=200)
     terminal.expect(r"worker \d+ is ready after")
-    worker = run.connect()
-    worker.get("LogEvent", topic="t", message="hello")
-    worker.close()
+    with run.connect() as caller:
+        caller.get("LogEvent", topic="t", message="hello")
     terminal.expect(r"[^\n]* a1: t: hello\r\n")
     assert run.stop() == 0
     terminal.expect("-- a1 is gone --")

@@ -151,9 +151,8 @@ def test_screen_of_another_size_is_filled_and_one_too_small_survived(top: Screen
 
 
 def test_last_lines_and_help_are_shown_and_left(top: Screen, three: list[Nannyd]) -> None:
-    caller = three[0].connect()
-    caller.get("LogEvent", topic="evil", message="\x1b]0;taken over\x07\x9b2Jend")
-    caller.close()
+    with three[0].connect() as caller:
+        caller.get("LogEvent", topic="evil", message="\x1b]0;taken over\x07\x9b2Jend")
     top.press("n", "l")
     seen = top.wait_for(r"evil: .*\]0;taken over.*end")
     assert "nannyctl top - nannyd's own last records of a1: " in seen

@@ -195,6 +195,7 @@ GOOD = {
     "float": lambda value: type(value) in (int, float) and math.isfinite(value),
     "bool": lambda value: type(value) is bool,
     "string": lambda value: type(value) is str and value != "\ud83d",
+    "object": lambda value: type(value) is dict,
 }
 
 

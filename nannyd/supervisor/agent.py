@@ -1,0 +1,298 @@
+"""The agent: the process that the nanny's preloads and plugins run in, so that none of them runs here.
+
+It is started when there is something for it and ends when there has been nothing for a while.  What was
+added at run time, and what plugins have put into the worker's environment, is held here and outlives it.
+The two talk JSON lines over a socket pair; `nannyd.agent` has the other end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from nannyd.core.plan import Plugin
+from nannyd.core.restart import RestartPolicy, restart_delay
+from nannyd.supervisor import notices
+from nannyd.supervisor.agentlife import AgentFailedError, AgentLife, CodeFailedError, Room, told
+from nannyd.supervisor.notices import say
+from nannyd.supervisor.spawn import SpawnError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nannyd.core.plan import Plan
+    from nannyd.supervisor.agentlife import Asking
+
+SETUP_TIMEOUT = 30.0
+"""Seconds for each preload and plugin to be set up, or taken down, before it is given up."""
+TEARDOWN_TIMEOUT = 5.0
+"""Seconds for all of them to be taken down before the worker is stopped."""
+_BACK_OFF = RestartPolicy(delay=0.5, growth=2.0, max_delay=60.0, jitter=0.0)
+_STABLE = 60.0
+"""Seconds after which a crash is the first in a row again."""
+
+
+@dataclass(slots=True)
+class Override:
+    """A variable of the next worker that a plugin has set."""
+
+    value: str
+    owner: str
+    """`plugin NAME`, `preload NAME`, or `call TARGET`."""
+
+
+@dataclass(slots=True)
+class _Row:
+    """Crashes in a row."""
+
+    length: int = 0
+    began: float = 0.0
+    timer: asyncio.TimerHandle | None = None
+
+
+@dataclass(slots=True)
+class _Wanted:
+    """What there is for the agent to do."""
+
+    preloads: bool = False
+    plugins: dict[str, Plugin] = field(default_factory=dict)
+    """Those that are set up, by name, in order."""
+    calls: int = 0
+    """Requests under way."""
+
+    @property
+    def anything(self) -> bool:
+        return self.preloads or bool(self.plugins) or self.calls > 0
+
+
+class Agent:
+    """The agent of one instance, running or not."""
+
+    def __init__(self, room: Room, plan: Callable[[], Plan], tasks: asyncio.TaskGroup, asked: Asking) -> None:
+        """*plan* is the one in force; *asked* answers what the agent asks of us."""
+        self._room, self._plan, self._tasks, self._asked = room, plan, tasks, asked
+        self._life: AgentLife | None = None
+        self._starting = asyncio.Lock()
+        self._wanted = _Wanted()
+        self._row = _Row()
+        self._idle: asyncio.TimerHandle | None = None
+        self._closed = False
+        self.overrides: dict[str, Override] = {}
+        self.restarts = 0
+        self._facts: dict[str, Any] = {}
+        self.changed: Callable[[], None] = lambda: None
+        """Is called when `words` may have others to say."""
+
+    # --- What others ask of it --------------------------------------------------------------------
+
+    async def start(self) -> list[str]:
+        """Set up the configured preloads and plugins; return what failed, in words."""
+        plan = self._plan().agent
+        self._wanted.preloads = bool(plan.preload)
+        try:
+            return await self._begin(plan.plugins, again=False)
+        except (SpawnError, AgentFailedError) as error:
+            say(notices.AGENT_FAILED, detail=str(error))
+            return [str(error)]
+
+    async def plugin_add(self, name: str | None, target: str, kwargs: dict[str, Any]) -> tuple[str, bool]:
+        """Set a plugin up; return its name and whether the worker is to be restarted for it.
+
+        Raises CodeFailedError, AgentFailedError, SpawnError.
+        """
+        plugin = {"name": name, "target": target, "kwargs": kwargs, "again": False}
+        answer = await self._request("plugin_add", SETUP_TIMEOUT, **plugin)
+        made = str(answer["name"])
+        self._wanted.plugins.pop(made, None)  # one that replaces another comes last
+        self._wanted.plugins[made] = Plugin(made, target, kwargs)
+        say(notices.PLUGIN_ADDED, plugin=made, target=target)
+        return made, bool(answer["restart"])
+
+    async def plugin_remove(self, name: str) -> None:
+        """Take a plugin down and forget it and its variables.  Raises KeyError for an unknown one."""
+        if name not in self._wanted.plugins:
+            raise KeyError(name)
+        try:
+            await self._request("plugin_remove", SETUP_TIMEOUT, name=name)
+        finally:
+            self._wanted.plugins.pop(name, None)
+            owner = f"plugin {name}"
+            for variable in [key for key, override in self.overrides.items() if override.owner == owner]:
+                del self.overrides[variable]
+            say(notices.PLUGIN_REMOVED, plugin=name)
+
+    async def call(self, target: str, args: list[Any], kwargs: dict[str, Any], within: float | None) -> Any:
+        """Return what the function *target* returns.  Raises as `plugin_add`."""
+        return (await self._request("call", within, target=target, args=args, kwargs=kwargs)).get("value")
+
+    def tell(self, what: str, **info: Any) -> None:
+        """Let plugins know of something that happened."""
+        if self._life is not None:
+            self._life.send({"tell": what, "info": info})
+
+    def inform(self, facts: dict[str, Any]) -> None:
+        """Bring the nanny object of the plugins up to date."""
+        if facts != self._facts:
+            self._facts = facts
+            if self._life is not None:
+                self._life.send({"tell": "facts", "facts": self._with_overrides()})
+
+    def set_env(self, owner: str, name: str, value: str | None) -> None:
+        """Change a variable of the next worker; None: back to what it was."""
+        if value is None:
+            self.overrides.pop(name, None)
+        else:
+            self.overrides[name] = Override(value, owner)
+
+    @property
+    def plugins(self) -> list[str]:
+        """Names of the plugins, in the order in which they were set up."""
+        return list(self._wanted.plugins)
+
+    @property
+    def state(self) -> str:
+        """`inactive`, `running`, or `auto-restart`."""
+        if self._life is not None:
+            return "running"
+        return "auto-restart" if self._row.timer is not None else "inactive"
+
+    def words(self) -> str:
+        """Return what is to be said of the agent beside the worker; nothing while all is well."""
+        return "the agent has failed and is started again soon" if self.state == "auto-restart" else ""
+
+    @property
+    def pid(self) -> int | None:
+        """The agent's process."""
+        return self._life.pid if self._life is not None else None
+
+    def memory(self) -> int | None:
+        """Return the bytes that the agent uses; None: not known."""
+        return self._life.memory() if self._life is not None else None
+
+    def apply(self) -> None:
+        """Follow the plan that is in force now."""
+        if self._life is not None:
+            self._life.limit(self._plan().agent.memory_limit)
+        self._rest()
+
+    async def teardown(self) -> None:
+        """Take down plugins and preloads, within a deadline; nothing is set up again."""
+        self._closed = True
+        if self._row.timer is not None:
+            self._row.timer.cancel()
+            self._row.timer = None
+        if self._life is None or not (self._wanted.plugins or self._wanted.preloads):
+            return
+        try:
+            answer = await self._life.ask("teardown", TEARDOWN_TIMEOUT, {})
+            for failure in answer.get("failed", []):
+                say(notices.PLUGIN_FAILED, **told(failure))
+        except (CodeFailedError, AgentFailedError) as error:
+            say(notices.AGENT_FAILED, detail=f"not all was taken down: {error}")
+
+    async def close(self) -> None:
+        """End the agent, and wait until nobody is left of it."""
+        self._closed = True
+        if self._idle is not None:
+            self._idle.cancel()
+        if self._life is not None:
+            await self._life.end()
+
+    # --- Its lives --------------------------------------------------------------------------------
+
+    async def _request(self, do: str, within: float | None, **parameters: Any) -> dict[str, Any]:
+        self._wanted.calls += 1
+        try:
+            await self._begin([], again=True)
+            if self._life is None:
+                raise AgentFailedError("the agent has ended")
+            return await self._life.ask(do, within, parameters)
+        finally:
+            self._wanted.calls -= 1
+            self._rest()
+
+    async def _begin(self, plugins: list[Plugin], *, again: bool) -> list[str]:
+        """Start the agent if it does not run, with all it has to set up; return what failed."""
+        async with self._starting:
+            if self._life is not None:
+                return []
+            if self._closed:
+                raise AgentFailedError("the instance is about to end")
+            if self._row.timer is not None:
+                self._row.timer.cancel()
+                self._row.timer = None
+            plan = self._plan()
+            wanted = [*self._wanted.plugins.values(), *plugins]
+            specification = {
+                "name": plan.name,
+                "preload": plan.agent.preload if self._wanted.preloads else [],
+                "preload_argv": plan.agent.preload_argv if self._wanted.preloads else [],
+                "plugins": [{"name": it.name, "target": it.target, "kwargs": it.kwargs} for it in wanted],
+                "entry_points": True,
+                "facts": self._with_overrides(),
+            }
+            life = AgentLife(self._room, plan, specification, self._tasks, self._asked, self._over)
+            self._life = life
+            self._row.began = self._room.loop.time()
+            say(notices.AGENT_STARTED, agent_pid=life.pid)
+            self.changed()
+            if not self._wanted.preloads and not wanted:
+                return []
+            parts = len(wanted) + (len(plan.agent.preload) if self._wanted.preloads else 0)
+            answer = await life.ask("setup", SETUP_TIMEOUT, {"again": again}, parts)
+            self._note(wanted, answer)
+            for failure in answer.get("failed", []):
+                say(notices.PLUGIN_FAILED, **told(failure))
+            return [f"{it['where']}: {it['type']}: {it['message']}" for it in answer.get("failed", [])]
+
+    def _note(self, wanted: list[Plugin], answer: dict[str, Any]) -> None:
+        """Remember the names of what was set up; what failed under its own name is tried again next time."""
+        names = [str(name) for name in answer.get("plugins", [])]
+        unnamed = iter([name for name in names if name not in {it.name for it in wanted}])
+        for plugin in wanted:
+            name = plugin.name if plugin.name is not None else next(unnamed, None)
+            if name is not None and (name in names or name in self._wanted.plugins):
+                self._wanted.plugins[name] = replace(plugin, name=name)
+
+    def _with_overrides(self) -> dict[str, Any]:
+        return {**self._facts, "env": {name: override.value for name, override in self.overrides.items()}}
+
+    def _over(self, why: str) -> None:
+        """Learn that the agent has ended; if there is still something for it, it comes back."""
+        self._life = None
+        if self._closed or not why:
+            return
+        say(notices.AGENT_FAILED, detail=why)
+        now = self._room.loop.time()
+        if now - self._row.began >= _STABLE:
+            self._row.length = 0
+        if self._wanted.preloads or self._wanted.plugins:
+            delay = restart_delay(_BACK_OFF, self._row.length, 0.5)
+            self._row.length += 1
+            self._row.timer = self._room.loop.call_later(delay, self._again)
+        self.changed()
+
+    def _again(self) -> None:
+        self._row.timer = None
+        self.restarts += 1
+        self._tasks.create_task(self._restart())
+
+    async def _restart(self) -> None:
+        try:
+            await self._begin([], again=True)
+        except (SpawnError, AgentFailedError, CodeFailedError) as error:
+            self._over(str(error))
+
+    def _rest(self) -> None:
+        """Let an agent that has nothing to do end after a while."""
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        timeout = self._plan().agent.idle_timeout
+        if self._life is not None and not self._wanted.anything and timeout is not None:
+            self._idle = self._room.loop.call_later(timeout, self._leave)
+
+    def _leave(self) -> None:
+        if self._life is not None and not self._wanted.anything:
+            self._tasks.create_task(self._life.end())

@@ -1,0 +1,323 @@
+"""One life of the agent: its process, its leaf, and what is said over its channel."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import os
+import signal
+import socket
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nannyd.core import boot, wire
+from nannyd.supervisor import notices
+from nannyd.supervisor.notices import say
+from nannyd.supervisor.spawn import Child, Program, SpawnError, spawn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from nannyd.core.plan import Plan
+    from nannyd.supervisor.cgroup import Leaf
+    from nannyd.supervisor.delegation import Delegation
+    from nannyd.supervisor.helpers import Helpers
+
+    Asking = Callable[["AgentLife", int, str, dict[str, Any]], None]
+    """Called with what the agent asks: number, word, parameters; answered by `AgentLife.answer`."""
+
+Answer = dict[str, Any]
+
+_MESSAGE_MAX = 1 << 20
+_UNSENT_MAX = 4 << 20
+"""Bytes that wait for an agent that does not read."""
+_MARGIN = 2.0
+"""Seconds by which the agent may be late with its own verdict on a deadline."""
+_PING_TIMEOUT = 3.0
+_END_TIMEOUT = 5.0
+"""Seconds for an agent to go when its channel was closed."""
+
+
+class AgentFailedError(Exception):
+    """The agent crashed, hung or could not answer."""
+
+
+class CodeFailedError(Exception):
+    """The user's code failed in the agent."""
+
+    def __init__(self, failure: dict[str, Any]) -> None:
+        """*failure* has `where`, `type`, `message`, `traceback`."""
+        super().__init__(f"{failure.get('where')}: {failure.get('type')}: {failure.get('message')}")
+        self.failure = {key: str(failure.get(key, "")) for key in ("where", "type", "message", "traceback")}
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What all lives of the agent share."""
+
+    loop: asyncio.AbstractEventLoop
+    library: Path
+    """A directory that holds nothing but `nannyd`."""
+    delegation: Delegation | None
+    helpers: Helpers
+    output: Callable[[], int]
+    """Opens where the agent's output goes."""
+
+
+class AgentLife:
+    """A running agent."""
+
+    def __init__(
+        self,
+        room: Room,
+        plan: Plan,
+        specification: dict[str, Any],
+        tasks: asyncio.TaskGroup,
+        asked: Asking,
+        over: Callable[[str], None],
+    ) -> None:
+        """Execute it.  *over* is called with why it ended; with nothing if it was meant to.
+
+        Raises SpawnError.
+        """
+        self._room, self._tasks, self._asked, self._on_end = room, tasks, asked, over
+        self._pending: dict[int, asyncio.Future[Answer]] = {}
+        self._number = 0
+        self._received = bytearray()
+        self._unsent = bytearray()
+        self._why = ""
+        self._wanted = True
+        self._ended = asyncio.Event()
+        self._leaf: Leaf | None = room.delegation.agent_leaf() if room.delegation is not None else None
+        self._channel, inside = socket.socketpair()
+        self._channel.setblocking(False)
+        try:
+            self.limit(plan.agent.memory_limit)
+            self._child = self._spawn(plan, inside)
+        except (SpawnError, OSError) as error:
+            self._channel.close()
+            if self._leaf is not None:
+                self._leaf.close()
+            if isinstance(error, SpawnError):
+                raise
+            raise SpawnError(str(error.filename or error), error.errno or errno.EIO) from error
+        finally:
+            inside.close()
+        self.pid = self._child.pid
+        room.helpers.adopt(self.pid)
+        room.loop.add_reader(self._child.pidfd, self._exited)
+        room.loop.add_reader(self._channel, self._readable)
+        self.send({"protocol": wire.PROTOCOL, **specification})
+
+    def _spawn(self, plan: Plan, inside: socket.socket) -> Child:
+        output = self._room.output()
+        try:
+            program = Program(
+                argv=boot.agent_argv(plan.agent.python, str(self._room.library), plan.name),
+                environ={**plan.environ, **plan.late_environ, "NANNYD_INSTANCE": plan.name},
+                working_directory=plan.worker.working_directory,
+                umask=plan.worker.umask,
+                nice=None,
+                oom_score_adj=plan.worker.oom_score_adj,
+                stdout=output,
+                stderr=output if output not in (1, 2) else 2,
+                channel=inside.fileno(),
+            )
+            return spawn(program, self._leaf)
+        finally:
+            if output not in (1, 2):
+                os.close(output)
+
+    def limit(self, size: int | None) -> None:
+        """Put the agent's own memory limit up."""
+        if self._leaf is not None and self._room.delegation is not None and self._room.delegation.has_memory:
+            self._leaf.set_limits(size, None)
+
+    def memory(self) -> int | None:
+        """Return the bytes that the agent uses; None: not known."""
+        if self._leaf is None:
+            return None
+        try:
+            return self._leaf.reading().working_set
+        except OSError:  # no memory controller
+            return None
+
+    # --- Asking, and being asked ------------------------------------------------------------------
+
+    async def ask(
+        self, do: str, within: float | None, parameters: dict[str, Any], parts: int = 1
+    ) -> dict[str, Any]:
+        """Return the answer to a request.  Raises CodeFailedError and AgentFailedError.
+
+        Each of its *parts* has *within* seconds.  An agent that is late with its own verdict is pinged; one
+        that does not even answer that is killed.
+        """
+        patience = None if within is None else within * max(1, parts) + _MARGIN
+        try:
+            async with asyncio.timeout(patience):
+                return await self._answer_to(do, {**parameters, "timeout": within})
+        except TimeoutError:
+            if self._wanted and not await self._answers():
+                self.fail("it does not answer")
+            raise AgentFailedError(f"no answer to {do} within {patience:g}s") from None
+
+    async def _answers(self) -> bool:
+        try:
+            async with asyncio.timeout(_PING_TIMEOUT):
+                await self._answer_to("ping", {})
+        except (TimeoutError, AgentFailedError):
+            return False
+        return True
+
+    async def _answer_to(self, do: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        if self._ended.is_set():
+            raise AgentFailedError(self._why or "the agent has ended")
+        self._number += 1
+        number = self._number
+        future = self._pending[number] = self._room.loop.create_future()
+        self.send({"id": number, "do": do, **parameters})
+        try:
+            answer: Answer = await future
+        finally:
+            self._pending.pop(number, None)
+        return answer
+
+    def answer(self, number: int, ok: dict[str, Any] | None, error: dict[str, Any] | None = None) -> None:
+        """Answer what the agent has asked."""
+        self.send({"answer": number, "ok": ok} if error is None else {"answer": number, "error": error})
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send *message*, or what the socket takes of it, and the rest when the agent has read."""
+        if self._ended.is_set():
+            return
+        self._unsent += json.dumps(message).encode() + b"\n"
+        if len(self._unsent) > _UNSENT_MAX:
+            self.fail("it does not read what it is told")
+            return
+        self._flush()
+
+    def _flush(self) -> None:
+        try:
+            sent = self._channel.send(self._unsent, socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            sent = len(self._unsent)  # it is gone: its exit says the rest
+        del self._unsent[:sent]
+        if self._unsent:
+            self._room.loop.add_writer(self._channel, self._flush)
+        else:
+            self._room.loop.remove_writer(self._channel)
+
+    def _readable(self) -> None:
+        try:
+            chunk = self._channel.recv(1 << 16)
+        except BlockingIOError:
+            return
+        except OSError:
+            chunk = b""
+        if not chunk:
+            self._room.loop.remove_reader(self._channel)
+            return
+        self._received += chunk
+        while (end := self._received.find(b"\n")) >= 0:
+            line = bytes(self._received[:end])
+            del self._received[: end + 1]
+            self._heard(line)
+        if len(self._received) > _MESSAGE_MAX:
+            self.fail("it sends too much at once")
+
+    def _heard(self, line: bytes) -> None:
+        try:
+            message: Any = json.loads(line)
+            match message:
+                case {"id": int(number)}:
+                    self._settle(number, message)
+                case {"ask": int(number), "what": str(what), "parameters": dict(parameters)}:
+                    self._asked(self, number, what, parameters)
+                case {"say": "error", "error": dict(error)}:
+                    say(notices.PLUGIN_FAILED, **told(error))
+                case {"say": "deprecated", "message": str(text)}:
+                    say(notices.PLUGIN_DEPRECATED, detail=text)
+                case _:
+                    raise ValueError("no message of the agent")
+        except (ValueError, RecursionError):
+            self.fail("it sends what is no message")
+
+    def _settle(self, number: int, answer: Answer) -> None:
+        future = self._pending.get(number)
+        if future is None or future.done():
+            return
+        match answer:
+            case {"ok": dict(ok)}:
+                future.set_result(ok)
+            case {"error": dict(error)}:
+                future.set_exception(CodeFailedError(error))
+            case _:
+                future.set_exception(AgentFailedError("an answer that is none"))
+
+    # --- Its end ----------------------------------------------------------------------------------
+
+    def fail(self, why: str) -> None:
+        """Kill an agent that does what it must not."""
+        self._why = self._why or f"agent {self.pid} was killed: {why}"
+        self._kill()
+
+    def _kill(self) -> None:
+        if self._leaf is not None:
+            # Not by cgroup.kill: the next agent's leaf has the same name, but is another cgroup.
+            self._leaf.kill()
+        else:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+        self._child.signal(signal.SIGKILL)
+
+    async def end(self) -> None:
+        """Let the agent go, and wait until it has."""
+        self._wanted = False
+        with suppress(OSError):
+            self._channel.shutdown(socket.SHUT_WR)
+        try:
+            async with asyncio.timeout(_END_TIMEOUT):
+                await self._ended.wait()
+        except TimeoutError:
+            self._kill()
+            await self._ended.wait()
+
+    def _exited(self) -> None:
+        status = self._child.reap()
+        if status is None:
+            return
+        loop = self._room.loop
+        loop.remove_reader(self._child.pidfd)
+        self._kill()  # what it has forked goes with it
+        loop.remove_reader(self._channel)
+        loop.remove_writer(self._channel)
+        self._room.helpers.release(self.pid)
+        how = (
+            f"exited with status {status.code}"
+            if status.signal is None
+            else f"was killed by signal {status.signal}"
+        )
+        self._why = self._why or f"agent {self.pid} {how}"
+        self._ended.set()
+        for future in self._pending.values():
+            if not future.done():
+                future.set_exception(AgentFailedError(self._why))
+        self._channel.close()
+        self._child.close()
+        if self._leaf is not None:
+            self._leaf.close()
+        self._on_end(self._why if self._wanted else "")
+
+
+def told(error: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a record about user code that failed."""
+    return {
+        "where": str(error.get("where", "")),
+        "error": f"{error.get('type', '')}: {error.get('message', '')}",
+        "detail": str(error.get("traceback", ""))[-wire.ERROR_MAX :],
+    }

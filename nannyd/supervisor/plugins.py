@@ -1,0 +1,200 @@
+"""What can be asked about plugins: by operators over the socket, and by plugins of their nanny."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from nannyd.core.environ import MASK, looks_secret
+from nannyd.core.lifecycle import RestartRequested
+from nannyd.supervisor import messages
+from nannyd.supervisor.agentlife import AgentFailedError, CodeFailedError
+from nannyd.supervisor.messages import CallError, Kind
+from nannyd.supervisor.rights import Peer, Right
+from nannyd.supervisor.spawn import SpawnError
+from nannyd.supervisor.varlink import Method
+from nannyd.supervisor.waits import error
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Coroutine
+
+    from nannyd.supervisor.agent import Agent
+    from nannyd.supervisor.agentlife import AgentLife
+    from nannyd.supervisor.supervisor import Supervisor
+    from nannyd.supervisor.varlink import Call
+
+_ASKED = {
+    "restart": "Restart",
+    "kill": "Kill",
+    "instantiate": "Instantiate",
+    "close": "Terminate",
+    "log_event": "LogEvent",
+}
+"""What a nanny object does, and the method that does the same for an operator."""
+
+
+class AgentCall:
+    """A call by the agent, to be answered over its channel: to a method it looks like any other."""
+
+    more = oneway = False
+    right = Right.ALL
+
+    def __init__(self, life: AgentLife, number: int) -> None:
+        """Answer number *number*."""
+        self._life, self._number = life, number
+        self.peer = Peer(life.pid, os.geteuid(), os.getegid(), frozenset())
+        self.open = True
+
+    def reply(self, parameters: dict[str, Any]) -> None:
+        """Answer."""
+        if self.open:
+            self.open = False
+            self._life.answer(self._number, parameters)
+
+    def fail(self, failed: CallError) -> None:
+        """Answer with an error."""
+        if self.open:
+            self.open = False
+            name = failed.error.rpartition(".")[2]
+            self._life.answer(self._number, None, {"name": name, "parameters": failed.parameters})
+
+    def when_closed(self, callback: Callable[[], None]) -> None:
+        """Do nothing: an agent that is gone needs no answer, and sending it one does no harm."""
+
+
+class Plugins:
+    """The methods about plugins."""
+
+    def __init__(
+        self,
+        agent: Agent,
+        supervisor: Supervisor,
+        tasks: asyncio.TaskGroup,
+        wait_until_ready: Callable[[Call, int, dict[str, Any]], None],
+        asked: Callable[[Call, str, str], None],
+    ) -> None:
+        """*wait_until_ready* answers a call when a life is ready; *asked* records who called what."""
+        self._agent, self._supervisor, self._tasks = agent, supervisor, tasks
+        self._wait_until_ready, self._asked = wait_until_ready, asked
+
+    def methods(self) -> dict[str, Method]:
+        """Return the methods by name."""
+        add = {"name": Kind.MAYBE_STRING, "target": Kind.STRING, "kwargs": Kind.MAYBE_OBJECT}
+        call = {"target": Kind.STRING, "arguments": Kind.MAYBE_OBJECT, "timeout": Kind.MAYBE_FLOAT}
+        return {
+            "PluginAdd": Method(Right.ALL, self._add, add),
+            "PluginRemove": Method(Right.ALL, self._remove, {"name": Kind.STRING}),
+            "Call": Method(Right.ALL, self._call, call),
+        }
+
+    def _add(self, call: Call, name: str | None, target: str, kwargs: dict[str, Any] | None) -> None:
+        self._asked(call, "PluginAdd", f"{name or ''} {target}".strip())
+
+        async def add() -> None:
+            made, restart = await self._agent.plugin_add(name, target, kwargs or {})
+            if not restart or self._supervisor.worker.ended:
+                call.reply({"name": made, "restarted": False})
+                return
+            self._wait_until_ready(
+                call, self._supervisor.worker.generation + 1, {"name": made, "restarted": True}
+            )
+            self._supervisor.handle(RestartRequested(f"plugin {made} was added"))
+
+        self._answer(call, add())
+
+    def _remove(self, call: Call, name: str) -> None:
+        if name not in self._agent.plugins:
+            raise error("NoSuchPlugin", name=name)
+        self._asked(call, "PluginRemove", name)
+
+        async def remove() -> None:
+            await self._agent.plugin_remove(name)
+            call.reply({})
+
+        self._answer(call, remove())
+
+    def _call(
+        self,
+        call: Call,
+        target: str,
+        arguments: dict[str, Any] | None,
+        timeout: float | None,
+    ) -> None:
+        given = arguments or {}
+        args, kwargs = given.get("args", []), given.get("kwargs", {})
+        if given.keys() - {"args", "kwargs"} or not isinstance(args, list) or not isinstance(kwargs, dict):
+            reason = "write {args: [...], kwargs: {...}}"
+            raise error("InvalidArgument", parameter="arguments", reason=reason)
+        self._asked(call, "Call", target)
+
+        async def run() -> None:
+            call.reply({"result": {"value": await self._agent.call(target, args, kwargs, timeout)}})
+
+        self._answer(call, run())
+
+    def _answer(self, call: Call, work: Coroutine[None, None, None]) -> None:
+        async def answer() -> None:
+            try:
+                await work
+            except CodeFailedError as failed:
+                call.fail(error("CodeFailed", **failed.failure))
+            except (AgentFailedError, SpawnError) as failed:
+                call.fail(error("AgentFailed", reason=str(failed)))
+            except KeyError as missing:  # removed meanwhile
+                call.fail(error("NoSuchPlugin", name=str(missing.args[0])))
+
+        self._tasks.create_task(answer())
+
+    def explain(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """Return an *answer* to Explain with the variables that plugins have set."""
+        overrides = self._agent.overrides
+        environment = [it for it in answer["explanation"]["environment"] if it["name"] not in overrides]
+        lines = [line for line in answer["text"].splitlines() if line.partition("=")[0] not in overrides]
+        for name, override in sorted(overrides.items()):
+            secret = looks_secret(name)
+            value, origin = MASK if secret else override.value, override.owner
+            environment.append(
+                {"name": name, "value": value, "origin": origin, "when": "exec", "secret": secret}
+            )
+            lines.append(f"{name}={value}  # {origin}")
+        environment.sort(key=lambda entry: str(entry["name"]))
+        explanation = {**answer["explanation"], "environment": environment}
+        return {"text": "\n".join(lines) + "\n", "explanation": explanation}
+
+
+def answer_agent(
+    agent: Agent, methods: dict[str, Method], life: AgentLife, number: int, asked: tuple[str, dict[str, Any]]
+) -> None:
+    """Do what a plugin asks of its nanny, by the same methods as operators use."""
+    what, parameters = asked
+    call: Any = AgentCall(life, number)
+    try:
+        if what == "set_env":
+            _set_env(agent, parameters)
+            call.reply({})
+            return
+        method = methods[_ASKED[what]]
+        if what == "log_event" and not isinstance(parameters.get("message"), str):
+            parameters = {**parameters, "message": json.dumps(parameters.get("message"))}
+        reply = method.handle(call, **messages.arguments(method.takes, parameters))
+    except KeyError:
+        call.fail(error("InvalidArgument", parameter="what", reason=f"{what!r} is not asked of a nanny"))
+    except CallError as failed:
+        call.fail(failed)
+    else:
+        if reply is not None:
+            call.reply(reply)
+
+
+def _set_env(agent: Agent, parameters: dict[str, Any]) -> None:
+    plugin, name, value = (parameters.get(key) for key in ("plugin", "name", "value"))
+    named = isinstance(name, str) and name and "=" not in name and "\0" not in name
+    if not named or not isinstance(plugin, str) or not (value is None or isinstance(value, str)):
+        reason = "name and value are strings, the name without ="
+        raise error("InvalidArgument", parameter="name", reason=reason)
+    if isinstance(value, str) and "\0" in value:
+        raise error("InvalidArgument", parameter="value", reason="has a NUL character")
+    owner = plugin if plugin.startswith(("preload ", "call ")) else f"plugin {plugin}"
+    agent.set_env(owner, str(name), value)
