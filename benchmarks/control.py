@@ -4,6 +4,7 @@ import json
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from nannyd.core.paths import control_socket
@@ -25,16 +26,16 @@ class Line:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.socket.connect(str(path))
 
-    def call(self, method: str) -> None:
+    def call(self, method: str, **parameters: object) -> None:
         """Call, and read the whole reply."""
-        self.socket.sendall(written(method))
+        self.socket.sendall(written(method, **parameters))
         while not self.socket.recv(1 << 16).endswith(b"\0"):
             pass
 
 
-def written(method: str) -> bytes:
+def written(method: str, **parameters: object) -> bytes:
     """Return a call as it is sent."""
-    return json.dumps({"method": method}).encode() + b"\0"
+    return json.dumps({"method": method, "parameters": parameters}).encode() + b"\0"
 
 
 def everything(lab: Lab) -> list[Row]:
@@ -57,6 +58,8 @@ def everything(lab: Lab) -> list[Row]:
         while flood.is_alive():
             loud += _answers(path)
         flood.join()
+        line.call("io.nannyd.Nanny.Call", target="os:getpid")
+        called = _times(lambda: line.call("io.nannyd.Nanny.Call", target="os:getpid"))
     return [
         Row(
             group,
@@ -69,17 +72,25 @@ def everything(lab: Lab) -> list[Row]:
         Row(
             group, f"Ping of another client beside {FLOOD:,} calls at once", "ms", {"nannyd": loud}, at_most=5
         ),
+        Row(group, "Call of a function in the running agent", "ms", {"nannyd": called}, at_most=5),
     ]
 
 
 def _answers(path: Path) -> list[float]:
-    line, times = Line(path), []
+    line = Line(path)
+    times = _times(lambda: line.call("io.systemd.service.Ping"))
+    line.socket.close()
+    return times
+
+
+def _times(call: Callable[[], None]) -> list[float]:
+    """Return the milliseconds of each of some calls."""
+    times = []
     for _ in range(PROBES):
         began = time.perf_counter()
-        line.call("io.systemd.service.Ping")
+        call()
         times.append((time.perf_counter() - began) * 1000)
         time.sleep(0.001)
-    line.socket.close()
     return times
 
 

@@ -1,0 +1,97 @@
+"""Plugins, preloads and functions with the manners that a nanny must live with."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from nannyd.agent import NannyPlugin
+
+
+def note(path: str, text: str) -> None:
+    """Append a line to a file that the test reads."""
+    with Path(path).open("a") as file:
+        file.write(text + "\n")
+
+
+class Noting(NannyPlugin):
+    """Writes down everything that it is told."""
+
+    def __init__(self, path: str, label: str = "noting", restart: bool = False) -> None:  # noqa: FBT001, FBT002
+        self.path, self.label, self.restart = path, label, restart
+        self.name = label
+
+    def setup(self, nanny: Any) -> None:
+        note(self.path, f"{self.label} setup {nanny.name} {nanny.pid}")
+
+    def teardown(self, nanny: Any) -> None:
+        note(self.path, f"{self.label} teardown")
+
+    def worker_started(self, info: Any) -> None:
+        note(self.path, f"{self.label} worker_started {info.pid}")
+
+    def worker_exiting(self, reason: Any) -> None:
+        note(self.path, f"{self.label} worker_exiting {reason}")
+
+    def worker_exited(self, info: Any) -> None:
+        note(self.path, f"{self.label} worker_exited {info.pid} {info.result}")
+
+    def memory_warning(self, reading: Any) -> None:
+        note(self.path, f"{self.label} memory_warning {reading.working_set}")
+
+
+class Variable(NannyPlugin):
+    """Sets a variable of the next worker."""
+
+    restart = True
+
+    def __init__(self, key: str, value: str) -> None:
+        self.key, self.value = key, value
+
+    def setup(self, nanny: Any) -> None:
+        nanny.env[self.key] = self.value
+
+
+class Broken(NannyPlugin):
+    """Cannot be set up."""
+
+    def setup(self, nanny: Any) -> None:
+        raise ValueError("not today")
+
+
+async def block() -> None:
+    time.sleep(3600)
+
+
+def eat(size: int) -> int:
+    """Take memory until there is none."""
+    return len(bytearray(os.urandom(1 << 20) * (size >> 20)))
+
+
+def add(a: int, b: int = 1) -> int:
+    return a + b
+
+
+def fail() -> None:
+    raise KeyError("nothing there")
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)  # noqa: TID251
+
+
+def pid() -> int:
+    return os.getpid()
+
+
+async def restart_worker(nanny: Any) -> Any:
+    return await nanny.restart(reason="a function asked for it")
+
+
+async def slow() -> str:
+    await asyncio.sleep(3600)
+    return "never"
