@@ -5,9 +5,10 @@ a bare interpreter is up in 6 ms, `import os` alone would be one more.  (A shell
 says only 126 or 127 where the caller is owed an errno.)
 
 Descriptors 0 to 2, or 3, are the worker's already.  Arguments: the numbers of three more descriptors
-(program, report, leaf or -1), then nice and oom_score_adj, each empty where nothing is to be done.  The
-program comes in a file, not as arguments and environment of this process, so that nothing in there can
-disturb the interpreter: NUL-separated, the count of arguments, the path, the arguments, the environment.
+(program, report, leaf or -1), then nice and oom_score_adj, each empty where nothing is to be done, then
+perhaps `terminal`: descriptor 0 is to be the controlling terminal.  The program comes in a file, not as
+arguments and environment of this process, so that nothing in there can disturb the interpreter:
+NUL-separated, the count of arguments, the path, the arguments, the environment.
 
 The report is a pipe.  It is closed by a successful execve(2); before, it takes one line `STEP ERRNO`.
 """
@@ -33,6 +34,12 @@ def main() -> None:
         step = "oom_score_adj"
         if oom_score_adj:
             adjust(oom_score_adj)
+        step = "terminal"
+        if sys.argv[6:]:
+            import fcntl  # nothing that a worker has to wait for
+            import termios
+
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         step = "exec"
         count, path, *strings = posix.pread(program, posix.fstat(program).st_size, 0).split(b"\0")
         posix.close(program)

@@ -7,7 +7,8 @@ not matter), and reports what failed in the child as an errno.  Rules:
   default and unblocked; it leads a session of its own.
 * Into a leaf it is born by `pidfd_spawn` with POSIX_SPAWN_SETCGROUP: glibc 2.39, clone3(2) with
   CLONE_INTO_CGROUP.  Where that is missing or forbidden (`RestrictNamespaces=` answers clone3 with
-  ENOSYS), and for what posix_spawn does not know (nice), `enter` goes first and becomes the worker.
+  ENOSYS), and for what posix_spawn does not know (nice, a controlling terminal), `enter` goes first and
+  becomes the worker.
 * oom_score_adj stands before user code runs: the supervisor takes on the worker's around the spawn.  Any
   process may raise its own and lower it again to what a privileged one last gave it (__set_oom_adj in
   fs/proc/base.c of the kernel); below that, the inherited one stays, as systemd does.
@@ -23,7 +24,6 @@ import errno
 import os
 import select
 import signal
-import stat
 import sys
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from nannyd.core.exits import WaitStatus
+from nannyd.supervisor import diagnosis
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -79,6 +80,10 @@ class Program:
     stderr: int
     channel: int | None = None
     """What the worker finds as descriptor 3."""
+    stdin: int | None = None
+    """None: /dev/null."""
+    terminal: bool = False
+    """*stdin* is a terminal that becomes the controlling one of the new session."""
 
 
 class SpawnError(Exception):
@@ -103,6 +108,10 @@ class Child:
         """Send signal *number*; nothing happens when the process has ended."""
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, number)
+
+    def has_ended(self) -> bool:
+        """Say whether it has ended; it stays a zombie, whose number nobody else gets."""
+        return os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def reap(self) -> WaitStatus | None:
         """Return how the process ended; None while it runs."""
@@ -142,12 +151,13 @@ def spawn(program: Program, leaf: Leaf | None) -> Child:
     path = _executable(program)
     renice = program.nice not in (None, os.getpriority(os.PRIO_PROCESS, 0))
     try:
-        if not renice and (leaf is None or can_be_born_in_cgroup()):
+        if not renice and not program.terminal and (leaf is None or can_be_born_in_cgroup()):
             with suppress(_CannotEnterError):
                 return spawn_directly(program, path, leaf)
         return spawn_by_helper(program, path, leaf)
     except OSError as error:
-        raise _explain(error, program, path, leaf) from None
+        what = diagnosis.explain(error.errno or errno.EIO, path, program.working_directory, leaf)
+        raise SpawnError(*what) from None
 
 
 class _CannotEnterError(Exception):
@@ -162,7 +172,7 @@ def spawn_directly(program: Program, path: str, leaf: Leaf | None) -> Child:
                 path,
                 program.argv,
                 program.environ,
-                [program.stdout, program.stderr, *_channel(program)],
+                _inherited(program),
                 program.working_directory,
                 None if leaf is None else leaf.fd,
             )
@@ -175,11 +185,12 @@ def spawn_directly(program: Program, path: str, leaf: Leaf | None) -> Child:
 def spawn_by_helper(program: Program, path: str, leaf: Leaf | None) -> Child:
     """Start *program* through `enter`.  Raises OSError, and SpawnError for what failed in there."""
     strings = [str(len(program.argv)), path, *program.argv, *_entries(program.environ)]
-    inherited = [program.stdout, program.stderr, *_channel(program)]
-    first = len(inherited) + 1
+    inherited = _inherited(program)
+    first = len(inherited)
     argv = [sys.executable, "-I", "-S", "-c", _ENTER]
     argv += [str(first), str(first + 1), "-1" if leaf is None else str(first + 2)]
     argv += ["" if program.nice is None else str(program.nice), str(program.oom_score_adj)]
+    argv += ["terminal"] if program.terminal else []
     with os.fdopen(os.memfd_create("nannyd-program"), "wb") as specification:
         specification.write(b"\0".join(_encode(string) for string in strings))
         specification.flush()
@@ -209,6 +220,7 @@ def _await(child: Child, report: int, program: Program, path: str, leaf: Leaf | 
         "leaf": f"cannot enter the leaf {'' if leaf is None else leaf.path}",
         "nice": f"cannot set nice to {program.nice}",
         "oom_score_adj": f"cannot set oom_score_adj to {program.oom_score_adj}",
+        "terminal": "cannot make it the controlling terminal",
     }
     raise SpawnError(what.get(step, f"cannot execute {path!r} in time"), int(number))
 
@@ -217,11 +229,14 @@ def _posix_spawn(
     path: str,
     argv: Sequence[str],
     environ: dict[str, str],
-    inherited: Sequence[int],
+    inherited: Sequence[int | None],
     directory: str | None,
     cgroup: int | None,
 ) -> Child:
-    """Execute *path* with the descriptors *inherited* as 1, 2, …, and no others.  Raises OSError."""
+    """Execute *path* with the descriptors *inherited* (None: /dev/null) as 0, 1, …, and no others.
+
+    Raises OSError.
+    """
     actions, attributes = ctypes.create_string_buffer(_SIZE), ctypes.create_string_buffer(_SIZE)
     arguments = _strings(argv), _strings(_entries(environ))
     _call("posix_spawn_file_actions_init", actions)
@@ -246,17 +261,20 @@ def _posix_spawn(
 
 
 def _fill_actions(
-    actions: ctypes.Array[ctypes.c_char], inherited: Sequence[int], directory: str | None
+    actions: ctypes.Array[ctypes.c_char], inherited: Sequence[int | None], directory: str | None
 ) -> None:
     # A source may have the number of another's target: all move out of the way first.
-    end = len(inherited) + 1
-    free = (number for number in range(end, end + 2 * len(inherited)) if number not in inherited)
-    moves = list(zip(inherited, free, range(1, end), strict=False))
+    end = len(inherited)
+    free = (number for number in range(end, end + 2 * end) if number not in inherited)
+    moves = list(zip(inherited, free, range(end), strict=False))
     for source, aside, _ in moves:
-        _call("posix_spawn_file_actions_adddup2", actions, source, aside)
-    _call("posix_spawn_file_actions_addopen", actions, 0, b"/dev/null", os.O_RDONLY, 0)
-    for _, aside, target in moves:
-        _call("posix_spawn_file_actions_adddup2", actions, aside, target)
+        if source is not None:
+            _call("posix_spawn_file_actions_adddup2", actions, source, aside)
+    for source, aside, target in moves:
+        if source is not None:
+            _call("posix_spawn_file_actions_adddup2", actions, aside, target)
+        else:
+            _call("posix_spawn_file_actions_addopen", actions, target, b"/dev/null", os.O_RDONLY, 0)
     _call("posix_spawn_file_actions_addclosefrom_np", actions, end)
     if directory is not None:
         _call("posix_spawn_file_actions_addchdir_np", actions, _encode(directory))
@@ -280,8 +298,10 @@ def _call(function: str, *arguments: object) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def _channel(program: Program) -> list[int]:
-    return [] if program.channel is None else [program.channel]
+def _inherited(program: Program) -> list[int | None]:
+    """Return what the program finds as its descriptors 0, 1, 2 and, perhaps, 3."""
+    channel = [] if program.channel is None else [program.channel]
+    return [program.stdin, program.stdout, program.stderr, *channel]
 
 
 def _entries(environ: dict[str, str]) -> list[str]:
@@ -347,54 +367,3 @@ def _executable(program: Program) -> str:
                 return path
             number = errno.EACCES
     raise SpawnError(f"cannot find executable {name!r} in PATH={search}", number)
-
-
-def _explain(error: OSError, program: Program, path: str, leaf: Leaf | None) -> SpawnError:
-    """Find out what *error*, from somewhere between here and the program, is about."""
-    number = error.errno or errno.EIO
-    directory = Path(program.working_directory or "")
-    if number == errno.EINVAL:
-        return SpawnError(f"cannot execute {path!r} with these arguments and environment", number)
-    if program.working_directory is not None and (wrong := _not_enterable(directory)):
-        return SpawnError(f"cannot enter working directory {program.working_directory!r}", wrong)
-    if leaf is not None and not os.access("cgroup.procs", os.W_OK, dir_fd=leaf.fd):
-        return SpawnError(f"cannot enter the leaf {leaf.path}", number)
-    found = directory / path
-    if (interpreter := _interpreter(found)) and (wrong := _not_executable(directory / interpreter)):
-        return SpawnError(f"cannot execute {interpreter!r}, the interpreter of script {path!r}", wrong)
-    if number == errno.ENOENT and found.exists():
-        return SpawnError(f"cannot load executable {path!r}: the dynamic loader it names is missing", number)
-    if number == errno.ENOEXEC:
-        return SpawnError(f"cannot execute {path!r}: no program of this machine, no script with #!", number)
-    return SpawnError(f"cannot execute {path!r}", number)
-
-
-def _not_enterable(directory: Path) -> int:
-    """Return the errno that chdir(2) to *directory* would meet, or 0."""
-    try:
-        is_directory = stat.S_ISDIR(directory.stat().st_mode)
-    except OSError as error:
-        return error.errno or errno.EIO
-    if not is_directory:
-        return errno.ENOTDIR
-    return 0 if os.access(directory, os.X_OK) else errno.EACCES
-
-
-def _not_executable(path: Path) -> int:
-    """Return the errno that execve(2) of *path* would meet for its name or mode, or 0."""
-    try:
-        is_file = stat.S_ISREG(path.stat().st_mode)
-    except OSError as error:
-        return error.errno or errno.EIO
-    return 0 if is_file and os.access(path, os.X_OK) else errno.EACCES
-
-
-def _interpreter(path: Path) -> str | None:
-    """Return what the `#!` line of *path* names, if it is a script."""
-    try:
-        with path.open("rb") as file:
-            line = file.read(256).split(b"\n")[0]
-    except OSError:
-        return None
-    words = line.removeprefix(b"#!").split()
-    return os.fsdecode(words[0]) if line.startswith(b"#!") and words else None
