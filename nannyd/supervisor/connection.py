@@ -1,7 +1,8 @@
 """One connection to the control socket: calls in, replies out, one call at a time.
 
-What was sent behind a call waits, as a rule in the kernel.  What the connection is watched for says what
-it waits for:
+What was sent behind a call waits, as a rule in the kernel.  Descriptors (SCM_RIGHTS) are taken only from a
+peer that may do all, and closed when the call has been handled.  What the connection is watched for says
+what it waits for:
 
     EPOLLIN   the next call
     EPOLLOUT  its turn: replies wait to be sent, or calls that were received to be handled
@@ -11,7 +12,11 @@ it waits for:
 
 from __future__ import annotations
 
+import os
 import select
+import socket
+from array import array
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +25,6 @@ from nannyd.supervisor.messages import CallError
 from nannyd.supervisor.rights import Peer, Right
 
 if TYPE_CHECKING:
-    import socket
     from asyncio import TimerHandle
     from collections.abc import Callable, Mapping
 
@@ -31,6 +35,9 @@ _SLICE = 0.001
 _BATCH = 64 << 10
 """Bytes received at once."""
 _SENT_AT_ONCE = 256 << 10
+_DESCRIPTORS_MAX = 3
+"""That come with a call; the kernel keeps what goes beyond out of our table."""
+_ANCILLARY = socket.CMSG_LEN(_DESCRIPTORS_MAX * array("i").itemsize)
 _UNWATCHED = -1
 
 
@@ -55,10 +62,14 @@ class Limits:
 class Call:
     """One call that is being answered."""
 
-    __slots__ = ("_connection", "_lost", "_when_closed", "more", "oneway", "peer", "right")
+    __slots__ = ("_connection", "_lost", "_when_closed", "descriptors", "more", "oneway", "peer", "right")
 
-    def __init__(self, connection: Connection, message: messages.Message) -> None:
-        """Stand for *message*, which arrived by *connection*."""
+    def __init__(
+        self, connection: Connection, message: messages.Message, descriptors: tuple[int, ...]
+    ) -> None:
+        """Stand for *message*, which arrived by *connection* with *descriptors*."""
+        self.descriptors = descriptors
+        """Are open until the method returns, for which they are."""
         self.oneway = message.oneway
         self.more = message.more and not message.oneway
         self.peer = connection.peer
@@ -113,6 +124,7 @@ class Connection:
         "_call",
         "_closed",
         "_deadline",
+        "_descriptors",
         "_half_since",
         "_handling",
         "_input",
@@ -134,6 +146,7 @@ class Connection:
         self._socket = sock
         self._input = bytearray()
         self._output = bytearray()
+        self._descriptors: tuple[int, ...] = ()
         self._call: Call | None = None
         self._handling = False
         self._closed = False
@@ -163,6 +176,7 @@ class Connection:
         self._watch(_UNWATCHED)
         self._server.forget(self._socket.fileno(), self.right)
         self._socket.close()
+        self._close_descriptors()
         if self._timer is not None:
             self._timer.cancel()
         call, self._call = self._call, None
@@ -185,7 +199,7 @@ class Connection:
 
     def _receive(self) -> None:
         try:
-            received = self._socket.recv(_BATCH)
+            received = self._receive_with_descriptors() if self._may_send_them else self._socket.recv(_BATCH)
         except BlockingIOError:
             return
         except OSError:
@@ -194,6 +208,33 @@ class Connection:
         self._input += received
         if not received or (len(self._input) > messages.MESSAGE_MAX and 0 not in self._input):
             self.close()  # who is read from has been answered
+
+    @property
+    def _may_send_them(self) -> bool:
+        """Whether descriptors of this peer are wanted; a plain recv(2) lets the kernel close them."""
+        return self.right is Right.ALL
+
+    def _receive_with_descriptors(self) -> bytes:
+        """Receive; descriptors are for the next call that is complete.  Nothing: to be closed.
+
+        No call takes more than three, whether they come at once or one after the other; who sends more, or
+        finds our table full, is not talked to any longer.
+        """
+        received, ancillary, flags, _ = self._socket.recvmsg(_BATCH, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+        found = array("i")
+        for level, kind, content in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                found.frombytes(content[: len(content) - len(content) % found.itemsize])
+        self._descriptors += tuple(found)
+        if flags & socket.MSG_CTRUNC or len(self._descriptors) > _DESCRIPTORS_MAX:
+            return b""
+        return received
+
+    def _close_descriptors(self) -> None:
+        descriptors, self._descriptors = self._descriptors, ()
+        for descriptor in descriptors:
+            with suppress(OSError):  # close(2) tells what a write before it has met
+                os.close(descriptor)
 
     def _handle(self) -> None:
         """Handle calls that were received, for as long as it is this connection's turn."""
@@ -220,7 +261,7 @@ class Connection:
         except messages.Nonsense:
             self._break_off()
             return
-        self._call = call = Call(self, message)
+        self._call = call = Call(self, message, self._descriptors)
         try:
             reply = self._server.answer(call, message)
         except CallError as error:
@@ -228,6 +269,8 @@ class Connection:
         else:
             if reply is not None:
                 call.reply(reply)
+        finally:
+            self._close_descriptors()
 
     # Out
 

@@ -54,6 +54,8 @@ class Kind(enum.Enum):
     MAYBE_BOOL = "?bool"
     MAYBE_STRING = "?string"
     MAYBE_OBJECT = "?object"
+    STRINGS = "[]string"
+    MAYBE_TABLE = "?[string]string"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,13 +142,21 @@ def _argument(name: str, kind: Kind, value: Any) -> Any:
             return float(value)
         case Kind.BOOL | Kind.MAYBE_BOOL if type(value) is bool:
             return value
-        case Kind.STRING | Kind.MAYBE_STRING if type(value) is str and not _has_surrogates(value):
+        case Kind.STRING | Kind.MAYBE_STRING if _is_text(value):
             return value
         case Kind.OBJECT | Kind.MAYBE_OBJECT if type(value) is dict and not _has_surrogates(
             _ENCODER.encode(value)
         ):
             return value
+        case Kind.STRINGS if type(value) is list and all(map(_is_text, value)):
+            return value
+        case Kind.MAYBE_TABLE if type(value) is dict and all(map(_is_text, (*value, *value.values()))):
+            return value
     raise invalid_parameter(name)
+
+
+def _is_text(value: Any) -> bool:
+    return type(value) is str and not _has_surrogates(value)
 
 
 def _has_surrogates(text: str) -> bool:

@@ -35,6 +35,10 @@ def word(type_: Any) -> str:
     """Return a simple *type_* as the description has it."""
     if isinstance(type_, _Maybe):
         return f"?{word(type_.element_type)}"
+    if isinstance(type_, _Array):
+        return f"[]{word(type_.element_type)}"
+    if isinstance(type_, _Dict):
+        return f"[string]{word(type_.element_type)}"
     return "object" if isinstance(type_, _Object) else WORDS[type(type_)]
 
 

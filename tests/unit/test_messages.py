@@ -189,13 +189,17 @@ def refused(kind: Kind, **given: Any) -> str:
 VALUES: tuple[Any, ...] = (
     *(0, 1, -(1 << 63), (1 << 63) - 1, 1 << 63, 0.5, 1.0, math.inf, math.nan),
     *(True, False, "", "x", "\U0001f600", "\ud83d", [], {}),
+    *(["x", "y"], ["x", 1], ["\ud83d"], {"x": "y"}, {"x": 1}, {"x": None}, {"\ud83d": "x"}, {"x": "\ud83d"}),
 )
+_HALF = ({"\ud83d": "x"}, {"x": "\ud83d"})
 GOOD = {
     "int": lambda value: type(value) is int and value != 1 << 63,
     "float": lambda value: type(value) in (int, float) and math.isfinite(value),
     "bool": lambda value: type(value) is bool,
     "string": lambda value: type(value) is str and value != "\ud83d",
-    "object": lambda value: type(value) is dict,
+    "object": lambda value: type(value) is dict and value not in _HALF,
+    "[]string": lambda value: value in ([], ["x", "y"]),
+    "[string]string": lambda value: value in ({}, {"x": "y"}),
 }
 
 
