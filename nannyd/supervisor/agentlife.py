@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from nannyd.supervisor.cgroup import Leaf
     from nannyd.supervisor.delegation import Delegation
     from nannyd.supervisor.helpers import Helpers
+    from nannyd.supervisor.tree import Session
 
     Asking = Callable[["AgentLife", int, str, dict[str, Any]], None]
     """Called with what the agent asks: number, word, parameters; answered by `AgentLife.answer`."""
@@ -65,6 +66,8 @@ class Room:
     helpers: Helpers
     output: Callable[[], int]
     """Opens where the agent's output goes."""
+    session: Callable[[str], Session] | None = None
+    """Makes what holds a command together that gets no leaf, by its mark."""
 
 
 class AgentLife:

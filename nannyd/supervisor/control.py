@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import grp
 import logging
-import math
 import os
 import pwd
 from pathlib import Path
@@ -27,15 +26,16 @@ from nannyd.supervisor.notices import say
 from nannyd.supervisor.plugins import Plugins, answer_agent
 from nannyd.supervisor.reload import ReloadFailedError
 from nannyd.supervisor.rights import Right, right_of
+from nannyd.supervisor.run import Runs
 from nannyd.supervisor.varlink import CallError, Interface, Kind, Method, Server
-from nannyd.supervisor.waits import Verdict, Wait, error, until_over, until_ready
+from nannyd.supervisor.waits import Verdict, Wait, error, seconds, until_over, until_ready
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
     from nannyd.supervisor.agent import Agent
-    from nannyd.supervisor.agentlife import AgentLife
+    from nannyd.supervisor.agentlife import AgentLife, Room
     from nannyd.supervisor.reload import Reloader
     from nannyd.supervisor.rights import Peer
     from nannyd.supervisor.ring import Record, Ring
@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 GROUP = "nannyd"
 """Whose members may look, restart, kill and read the log."""
 _DEBUG = 7
-_LONGEST = 365 * 86400.0
-"""Seconds of a timeout."""
 _TOPIC_MAX, _MESSAGE_MAX, _REASON_MAX = 200, 16 << 10, 1000
 _LEVELS = ("CRITICAL", "CRITICAL", "CRITICAL", "ERROR", "WARNING", "INFO", "INFO", "DEBUG")
 """Of `logging`, by the number of syslog(3)."""
@@ -62,7 +60,7 @@ class Control:
         supervisor: Supervisor,
         reloader: Reloader,
         ring: Ring,
-        loop: asyncio.AbstractEventLoop,
+        room: Room,
         tasks: asyncio.TaskGroup,
         agent: Agent,
     ) -> None:
@@ -70,8 +68,9 @@ class Control:
         self._supervisor, self._reloader, self._ring = supervisor, reloader, ring
         self._agent = agent
         self._plugins = Plugins(agent, supervisor, tasks, self._answer_when_ready, self._asked)
-        self._loop, self._tasks = loop, tasks
-        self._started = loop.time()
+        self._runs = Runs(room, supervisor, self._asked)
+        self._loop, self._tasks = room.loop, tasks
+        self._started = room.loop.time()
         self._unit = facts.own_unit()
         self._group = _group()
         self._user = _user_name(os.geteuid())
@@ -93,7 +92,7 @@ class Control:
             ),
         )
         self._server = Server(
-            loop,
+            room.loop,
             self.interfaces,
             vendor="nannyd",
             product=f"nannyd@{supervisor.plan.name}",
@@ -111,8 +110,9 @@ class Control:
         """Do what the agent asks for."""
         answer_agent(self._agent, self.interfaces[0].methods, life, number, (what, parameters))
 
-    def close(self) -> None:
-        """Answer no more."""
+    async def close(self) -> None:
+        """End the commands that operators run, and answer no more."""
+        await self._runs.close()
         self._server.close()
 
     def _nanny(self) -> dict[str, Method]:
@@ -135,6 +135,7 @@ class Control:
             "Reload": Method(Right.ALL, self._reload, {}),
             "LogEvent": Method(Right.ALL, self._log_event, event),
             **self._plugins.methods(),
+            **self._runs.methods(),
         }
 
     def _service(self) -> dict[str, Method]:
@@ -236,20 +237,20 @@ class Control:
     def _instantiate(self, call: Call, timeout: float | None) -> None:
         worker = self._supervisor.worker
         alive = worker.state in (State.START, State.RUNNING)
-        self._wait_until_ready(call, _timeout(timeout), worker.generation + (not alive))
+        self._wait_until_ready(call, seconds(timeout), worker.generation + (not alive))
         self._asked(call, "Instantiate", "")
         if self._supervisor.begun:  # else it comes of itself, when plugins are set up
             self._supervisor.handle(StartRequested())
 
     def _restart(self, call: Call, timeout: float | None, reason: str | None) -> None:
-        within, why = _timeout(timeout), self._reason(call, "Restart", reason)
+        within, why = seconds(timeout), self._reason(call, "Restart", reason)
         self._wait_until_ready(call, within, self._supervisor.worker.generation + 1)
         grace = None if within is None else min(within, self._supervisor.plan.worker.stop_timeout)
         if self._supervisor.begun:
             self._supervisor.handle(RestartRequested(why, grace))
 
     def _kill(self, call: Call, timeout: float | None, reason: str | None) -> None:
-        within, why = _timeout(timeout), self._reason(call, "Kill", reason)
+        within, why = seconds(timeout), self._reason(call, "Kill", reason)
         life = self._supervisor.worker.generation
         if self._supervisor.life is None:
             call.reply({"exit": self._exit()})
@@ -266,7 +267,7 @@ class Control:
         return {}
 
     def _terminate(self, call: Call, timeout: float | None, reason: str | None) -> None:
-        within, why = _timeout(timeout), self._reason(call, "Terminate", reason)
+        within, why = seconds(timeout), self._reason(call, "Terminate", reason)
 
         def verdict() -> Verdict:
             return {"exit": self._exit()} if self._supervisor.worker.ended else None
@@ -375,13 +376,6 @@ def _lost(record: Record, count: int) -> Record:
 
 def _get_environment(_: Call) -> dict[str, Any]:
     return {"environment": [f"{name}={value}" for name, value in os.environ.items()]}
-
-
-def _timeout(seconds: float | None) -> float | None:
-    if seconds is not None and not (math.isfinite(seconds) and 0 <= seconds <= _LONGEST):
-        reason = f"{seconds:g} is not a number of seconds from 0 to {_LONGEST:g}"
-        raise error("InvalidArgument", parameter="timeout", reason=reason)
-    return seconds
 
 
 def _printable(text: str | None, keep: str = "") -> str:

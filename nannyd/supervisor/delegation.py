@@ -4,6 +4,7 @@
         supervisor/      this process (inner cgroups hold no processes)
         worker-7/        one generation of the worker; never used twice
         agent/           the agent, if there is one
+        run-3/           a command that an operator runs (Run)
 
 Nothing is taken over that nobody gave us: root may write everywhere, so root goes by the mark that systemd
 leaves on what it delegates (xattr user.delegate or trusted.delegate, systemd 252).
@@ -78,9 +79,16 @@ class Delegation:
 
     def leaf(self, number: int) -> Leaf:
         """Return a fresh leaf, `worker-NUMBER` or with the next number that is free.  Raises OSError."""
+        return self._fresh("worker", number)
+
+    def run_leaf(self, number: int) -> Leaf:
+        """Return a fresh leaf, `run-NUMBER` or with the next number that is free.  Raises OSError."""
+        return self._fresh("run", number)
+
+    def _fresh(self, kind: str, number: int) -> Leaf:
         self._abandoned = [directory for directory in self._abandoned if not remove(directory)]
         while True:
-            directory = self._directory / f"worker-{number}"
+            directory = self._directory / f"{kind}-{number}"
             try:
                 directory.mkdir()
             except FileExistsError:
@@ -115,7 +123,7 @@ class Delegation:
 
     def leftovers(self) -> list[Leaf]:
         """Return the leaves that an earlier life of the supervisor left behind."""
-        names = ("worker-*", AGENT, f"{AGENT}-*")
+        names = ("worker-*", AGENT, f"{AGENT}-*", "run-*")
         return [self._open(directory) for name in names for directory in sorted(self._directory.glob(name))]
 
     def _open(self, directory: Path) -> Leaf:

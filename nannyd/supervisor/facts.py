@@ -124,7 +124,7 @@ def ended(life: Ended | None, at: Callable[[float | None], int | None]) -> Facts
         "how": describe(exit_),
         "detail": exit_.detail,
         "exitStatus": exit_.status.code if exit_.status is not None else None,
-        "signal": _signal_name(exit_.status.signal) if exit_.status is not None else None,
+        "signal": signal_name(exit_.status.signal) if exit_.status is not None else None,
         "at": at(life.at),
         "uptime": life.uptime,
         "memoryPeak": exit_.memory_peak,
@@ -132,7 +132,8 @@ def ended(life: Ended | None, at: Callable[[float | None], int | None]) -> Facts
     }
 
 
-def _signal_name(number: int | None) -> str | None:
+def signal_name(number: int | None) -> str | None:
+    """Return the name of a signal; None stays None."""
     if number is None:
         return None
     try:

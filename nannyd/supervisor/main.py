@@ -106,7 +106,8 @@ async def _serve(handover: Handover, runtime: Path, log_format: LogFormat, ring:
     _remove_stale_sockets(runtime)
     reloader = Reloader(supervisor, helpers, handover)
     agent_output = _output(f"{plan.name}-agent", log_format)
-    room = Room(loop, place.library, delegation, helpers, agent_output)
+    session = None if trees is None or delegation is not None else functools.partial(trees.Session, loop)
+    room = Room(loop, place.library, delegation, helpers, agent_output, session)
     return await _run(supervisor, reloader, room, runtime, ring)
 
 
@@ -115,7 +116,7 @@ async def _run(supervisor: Supervisor, reloader: Reloader, room: Room, runtime: 
     try:
         async with asyncio.TaskGroup() as tasks:
             agent = Agent(room, lambda: supervisor.plan, tasks, lambda *asked: control.answer_agent(*asked))
-            control = Control(supervisor, reloader, ring, room.loop, tasks, agent)
+            control = Control(supervisor, reloader, ring, room, tasks, agent)
             control.open(control_socket(runtime))
             _settle()
             try:
@@ -125,7 +126,7 @@ async def _run(supervisor: Supervisor, reloader: Reloader, room: Room, runtime: 
                 code = await supervisor.run()
                 await agent.teardown()
             finally:
-                control.close()
+                await control.close()
                 await agent.close()
     except BaseException:
         supervisor.abandon()

@@ -12,6 +12,8 @@ everything below the supervisor is the worker's, but for the helpers it names.
 * A process group is killed as one, forks in flight too (kill(2) holds the lock that fork(2) needs), so
   the groups go first.  They are the worker's alone: it leads a session of its own.
 
+A command that an operator runs (`Session`) is a helper with a session of its own.
+
 Weaker than a leaf in this: who forks as fast as it is killed, each time into a new group, is caught by
 luck; an OOM kill is not counted for us; what a helper leaves behind counts as the worker's.
 """
@@ -29,6 +31,7 @@ from nannyd.core.exits import Evidence, WaitStatus
 from nannyd.supervisor.poll import host_oom_kills, parse_status
 
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop, TimerHandle
     from collections.abc import Callable, Collection
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -37,6 +40,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 KILL_PASSES = 100
 """Looks for new processes in one `kill`, against a worker that forks while it is killed."""
+
+_PAUSE = 0.02
+"""Seconds between two looks whether who was killed is gone."""
+_KILL_TIMEOUT = 3.0
 
 _LISTED = Path("/proc/thread-self/children").exists()
 """The kernel has CONFIG_PROC_CHILDREN; without, psutil finds children in the table of all processes."""
@@ -94,7 +101,60 @@ def _children_by_table(pid: int) -> list[int]:
     return []
 
 
-class Tree:
+class _Processes:
+    """Processes that can be found, and told from others; how to signal them without hitting others."""
+
+    def pids(self) -> list[int]:
+        """Return who is there, zombies too."""
+        raise NotImplementedError
+
+    def contains(self, pid: int) -> bool | None:
+        """Say whether *pid* is one of them; None: it is gone."""
+        raise NotImplementedError
+
+    def signal(self, number: int) -> None:
+        """Send signal *number* to every process that is there now."""
+        for pid in self.pids():
+            self._send(pid, number)
+
+    def kill(self) -> None:
+        """Kill until a look finds nobody new.  A fork in flight may escape it: repeat until `is_empty`."""
+        struck: set[int] = set()
+        for _ in range(KILL_PASSES):
+            fresh = [pid for pid in self.pids() if pid not in struck]
+            if not fresh:
+                return
+            for group in self._groups(fresh):
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(group, signal.SIGKILL)
+            for pid in fresh:
+                self._send(pid, signal.SIGKILL)
+            struck.update(fresh)
+
+    def _groups(self, pids: list[int]) -> set[int]:
+        """Return the process groups of *pids*, without those of our own session."""
+        own, found = os.getsid(0), set[int]()
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                if self.contains(pid) and os.getsid(pid) != own:
+                    found.add(os.getpgid(pid))
+        return found
+
+    def _send(self, pid: int, number: int) -> None:
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        try:
+            if self.contains(pid):  # the number was not taken over by somebody else meanwhile
+                signal.pidfd_send_signal(pidfd, number)
+        except (ProcessLookupError, PermissionError):
+            return  # gone, or a set-user-ID program's that this user may not signal
+        finally:
+            os.close(pidfd)
+
+
+class Tree(_Processes):
     """All descendants of this process but its *helpers* and theirs.  A `group.Group`."""
 
     path = None
@@ -109,11 +169,7 @@ class Tree:
 
     def pids(self) -> list[int]:
         """Return the processes of the tree, zombies too."""
-        found = todo = self._own()
-        while todo:
-            todo = [child for pid in todo for child in children(pid)]
-            found = found + todo
-        return list(dict.fromkeys(found))  # one that changed its parent meanwhile was met twice
+        return _with_descendants(self._own())
 
     def contains(self, pid: int) -> bool | None:
         """Say whether *pid* descends from this process; None: it is gone."""
@@ -151,25 +207,6 @@ class Tree:
         if self._callback is not None:
             self._callback()
 
-    def signal(self, number: int) -> None:
-        """Send signal *number* to every process that is there now."""
-        for pid in self.pids():
-            self._send(pid, number)
-
-    def kill(self) -> None:
-        """Kill until a look finds nobody new.  A fork in flight may escape it: repeat until `is_empty`."""
-        struck: set[int] = set()
-        for _ in range(KILL_PASSES):
-            fresh = [pid for pid in self.pids() if pid not in struck]
-            if not fresh:
-                return
-            for group in self._groups(fresh):
-                with suppress(ProcessLookupError, PermissionError):
-                    os.killpg(group, signal.SIGKILL)
-            for pid in fresh:
-                self._send(pid, signal.SIGKILL)
-            struck.update(fresh)
-
     def evidence(self, status: WaitStatus) -> Evidence:
         """Return how the worker ended; of OOM kills only that somebody on this host met one."""
         now = host_oom_kills()
@@ -187,27 +224,95 @@ class Tree:
         helpers = self._helpers()
         return [pid for pid in children(os.getpid()) if pid not in helpers]
 
-    def _groups(self, pids: list[int]) -> set[int]:
-        """Return the process groups of *pids*, without those of our own session."""
-        own, found = os.getsid(0), set[int]()
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                if self.contains(pid) and os.getsid(pid) != own:
-                    found.add(os.getpgid(pid))
-        return found
 
-    def _send(self, pid: int, number: int) -> None:
+class Session(_Processes):
+    """The processes of a command that is no worker's: of its session, with its *mark* in their environment,
+    or descended from such.
+
+    Who leaves the session, drops the environment and loses its parent before anybody has looked is taken
+    for the worker's.
+    """
+
+    def __init__(self, loop: AbstractEventLoop, mark: str) -> None:
+        """Become their subreaper; nobody is there yet."""
+        become_subreaper()
+        self._loop = loop
+        self._mark = os.fsencode(mark)
+        self._leader = 0
+        self._known: dict[int, str] = {}
+        """Who was found once, and when it was born: it stays one, whatever becomes of its parent."""
+        self._timer: TimerHandle | None = None
+        self._until: float | None = None
+
+    def begin(self, pid: int) -> None:
+        """Take *pid* as the leader of the session; it is not reaped before `close`."""
+        self._leader = pid
+
+    def pids(self) -> list[int]:
+        """Return who is there, zombies too."""
+        return [pid for pid in _with_descendants(children(os.getpid())) if self.contains(pid)]
+
+    def contains(self, pid: int) -> bool:
+        """Say whether *pid* belongs to the command."""
+        born = _born(pid)
+        if born and self._known.get(pid) == born:
+            return True
+        ancestor, top = pid, os.getpid()
+        while ancestor > 1 and ancestor != top:
+            if self._is_marked(ancestor):
+                self._known[pid] = born
+                return True
+            ancestor = int(_status(ancestor).get("PPid", "0"))
+        return False
+
+    def _is_marked(self, pid: int) -> bool:
         try:
-            pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
+            if self._leader in (pid, os.getsid(pid)):
+                return True
+            with open(f"/proc/{pid}/environ", "rb") as file:  # noqa: PTH123
+                return self._mark in file.read().split(b"\0")
+        except OSError:  # gone, or another user's
+            return False
+
+    def is_empty(self) -> bool:
+        """Say whether nobody but zombies is left, or it is too late for more."""
+        late = self._until is not None and self._loop.time() > self._until
+        return late or not any(map(_lives, self.pids()))
+
+    def watch_empty(self, callback: Callable[[], None]) -> None:
+        """Kill until nobody is left, then call *callback*; now if nobody is.
+
+        Who does not die in time, as a set-user-ID program, is left to the worker's tree.
+        """
+        self._until = self._until or self._loop.time() + _KILL_TIMEOUT
+        if self.is_empty():
+            callback()
             return
-        try:
-            if self.contains(pid):  # the number was not taken over by somebody else meanwhile
-                signal.pidfd_send_signal(pidfd, number)
-        except (ProcessLookupError, PermissionError):
-            return  # gone, or a set-user-ID program's that this user may not signal
-        finally:
-            os.close(pidfd)
+        self.kill()
+        self._timer = self._loop.call_later(_PAUSE, self.watch_empty, callback)
+
+    def close(self) -> None:
+        """Look for nobody any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _with_descendants(pids: list[int]) -> list[int]:
+    found = todo = pids
+    while todo:
+        todo = [child for pid in todo for child in children(pid)]
+        found = found + todo
+    return list(dict.fromkeys(found))  # one that changed its parent meanwhile was met twice
+
+
+def _born(pid: int) -> str:
+    """Return when *pid* was started, in the kernel's words; nothing: it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
+            return file.read().rpartition(b")")[2].split()[19].decode()
+    except OSError:
+        return ""
 
 
 def _lives(pid: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from nannyd.core.lifecycle import Goal, State
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from nannyd.core.lifecycle import Worker
     from nannyd.supervisor.varlink import Call
 
+_LONGEST = 365 * 86400.0
+"""Seconds of a timeout."""
+
 Verdict = dict[str, Any] | CallError | None
 """The reply, the error, or not yet."""
 
@@ -21,6 +25,14 @@ Verdict = dict[str, Any] | CallError | None
 def error(name: str, /, **parameters: Any) -> CallError:
     """Return an error of our interface."""
     return CallError(f"io.nannyd.Nanny.{name}", **parameters)
+
+
+def seconds(timeout: float | None) -> float | None:
+    """Return *timeout* if it is one.  Raises CallError."""
+    if timeout is not None and not (math.isfinite(timeout) and 0 <= timeout <= _LONGEST):
+        reason = f"{timeout:g} is not a number of seconds from 0 to {_LONGEST:g}"
+        raise error("InvalidArgument", parameter="timeout", reason=reason)
+    return timeout
 
 
 class Wait:

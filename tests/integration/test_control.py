@@ -19,6 +19,7 @@ from nannyd.core.errors import ExitCode
 from nannyd.supervisor import control
 from nannyd.supervisor.control import Control
 from nannyd.supervisor.plugins import Plugins
+from nannyd.supervisor.run import Runs
 
 FILES = Path(control.__file__).parent
 NANNY = Interface((FILES / "io.nannyd.Nanny.varlink").read_text())
@@ -46,6 +47,7 @@ def checked(caller: Caller, method: str, **parameters: Any) -> dict[str, Any]:
 def test_the_description_and_the_code_have_the_same_methods_and_parameters(which: str) -> None:
     bare = Control.__new__(Control)
     bare._plugins = Plugins.__new__(Plugins)
+    bare._runs = Runs.__new__(Runs)
     made = getattr(Control, which)(bare)
     interface = {"_nanny": NANNY, "_service": SERVICE}[which]
     assert {
@@ -57,7 +59,9 @@ def test_the_description_and_the_code_have_the_same_methods_and_parameters(which
 
 
 def test_the_description_has_the_errors_that_the_code_raises_and_no_others() -> None:
-    sources = "".join((FILES / name).read_text() for name in ("control.py", "waits.py", "plugins.py"))
+    sources = "".join(
+        (FILES / name).read_text() for name in ("control.py", "waits.py", "plugins.py", "run.py")
+    )
     assert set(re.findall(r'\berror\(\s*"(\w+)"', sources)) == set(idl.errors(NANNY))
 
 
