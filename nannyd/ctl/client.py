@@ -13,6 +13,7 @@ import selectors
 import socket
 import struct
 import time
+from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +79,7 @@ class Connection:
 
     def __init__(self, path: Path, longest: int = REPLY_MAX) -> None:
         """Connect to *path*; a reply has at most *longest* bytes.  Raises FailureError."""
-        self.pid = 0
+        self.pid = self.uid = 0
         """Who listens, as far as the kernel knows."""
         self._longest = longest
         self._received = bytearray()
@@ -100,11 +101,11 @@ class Connection:
             raise NotAnsweringError("not answering: too many wait for it already") from error
         except OSError as error:
             raise NotListeningError(f"its socket cannot be used ({error.strerror or error})") from error
-        self.pid, uid, _ = _CREDENTIALS.unpack(
+        self.pid, self.uid, _ = _CREDENTIALS.unpack(
             self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         )
-        if uid not in (0, owner):
-            raise NotTrustedError(f"not trusted: user {uid} listens at the socket of user {owner}")
+        if self.uid not in (0, owner):
+            raise NotTrustedError(f"not trusted: user {self.uid} listens at the socket of user {owner}")
 
     def fileno(self) -> int:
         """Return the descriptor, to wait for."""
@@ -114,13 +115,21 @@ class Connection:
         """Close it."""
         self._socket.close()
 
-    def send(self, method: str, parameters: dict[str, Any], *, more: bool = False) -> None:
-        """Send one call.  Raises FailureError."""
+    def send(
+        self,
+        method: str,
+        parameters: dict[str, Any],
+        *,
+        more: bool = False,
+        descriptors: Sequence[int] = (),
+    ) -> None:
+        """Send one call, and *descriptors* with it.  Raises FailureError."""
         call = {"method": method, "parameters": parameters, **({"more": True} if more else {})}
         message = json.dumps(call).encode() + b"\0"
         try:
             # A fresh connection takes as much as a command line can hold.
-            if self._socket.send(message, socket.MSG_NOSIGNAL) < len(message):
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
+            if self._socket.sendmsg([message], rights, socket.MSG_NOSIGNAL) < len(message):
                 raise NotAnsweringError("not answering: the call is longer than its socket takes")
         except OSError as error:
             raise NotAnsweringError(f"not answering ({error.strerror})") from error

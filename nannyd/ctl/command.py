@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from nannyd.core.paths import Scope
+from nannyd.core.paths import Scope, control_socket
 from nannyd.ctl import instances
+from nannyd.ctl.client import FailureError, NotListeningError
 from nannyd.ctl.render import clean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from nannyd.ctl.instances import Instance
     from nannyd.ctl.render import Style
@@ -44,6 +46,11 @@ class Command:
     since: str | None = None
     until: str | None = None
     priority: int | None = None
+    words: list[str] = field(default_factory=list)
+    """What is no name of an instance: a command; a function and its arguments."""
+    env: list[str] = field(default_factory=list)
+    directory: str | None = None
+    tty: bool | None = None
 
     def find(self, *, patience: float | None = None, quiet: float | None = None) -> list[Instance]:
         """Return all instances there are, those named asked for their status; see `instances.find()`."""
@@ -79,6 +86,22 @@ class Command:
                 some = [one for one in some if one.is_up or one.active_state == "failed"]
             found += [one for one in some if one not in found]
         return found, problems
+
+
+def reach(command: Command) -> tuple[Instance, Path]:
+    """Return the one instance that is meant, and its socket.  Raises FailureError."""
+    chosen, problems = command.chosen(command.find())
+    if problems:
+        raise FailureError(problems[0])
+    if len(chosen) > 1:
+        names = ", ".join(one.name for one in chosen)
+        raise FailureError(f"{len(chosen)} instances match; name one of {names}")
+    (instance,) = chosen
+    if instance.directory is None:
+        raise NotListeningError(f"{instance.name}: it does not run ({instance.reason or instance.state})")
+    if instance.failure is not None and not instance.is_well:
+        raise FailureError(f"{instance.name}: {instance.failure}")
+    return instance, control_socket(instance.directory)
 
 
 def complain(message: str) -> None:

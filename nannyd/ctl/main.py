@@ -51,6 +51,9 @@ A NAME may be a pattern ('worker*').  Options:
   -p, --priority LEVEL only what is as urgent: err, warning ... or 0 to 7
   -l, --full           do not shorten
   -q, --no-legend      neither header nor footer
+  -e, --env NAME=VALUE a variable more for a command
+  -w, --directory DIR  where a command runs
+      --[no-]tty       a terminal for a command (where nannyctl itself has one)
   -h, --help, --version
 """
 
@@ -93,13 +96,20 @@ VERBS: dict[str, Verb] = {
         "what nannyd and the worker said",
         *("follow", "lines", "boot", "since", "until", "priority"),
     ),
+    "exec": _verb(
+        "execute",
+        "NAME -- COMMAND...",
+        "run a command in its environment, with a terminal if there is one",
+        *("timeout", "env", "directory", "tty"),
+    ),
+    "call": _verb("call", "NAME MODULE:FUNCTION [JSON]", "call a function in its agent", "timeout"),
     "monitor": _verb("monitor", "NAME...", "what happens, as it happens"),
     "plan": _verb("plans", "NAME", "the settings in force"),
     "explain": _verb("plans", "NAME", "every setting and variable with its origin"),
     "log-level": _verb("verbs", "NAME [LEVEL]", "show or set how much nannyd itself logs"),
 }
 
-_FUNCTIONS = {"list": "list_"}
+_FUNCTIONS = {"list": "list_", "exec": "execute"}
 _OF_SOME = tuple(sorted(frozenset[str]().union(*(verb.options for verb in VERBS.values()))))
 """The options that only some verbs take."""
 
@@ -130,6 +140,7 @@ def _dispatch(arguments: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    arguments, behind = _split(arguments)
     # Its value is optional, and is joined to it: `--boot w` means the instance w.
     arguments = ["--boot=" if word in ("-b", "--boot") else word for word in arguments]
     options = _parser().parse_intermixed_args(arguments)
@@ -143,6 +154,12 @@ def _dispatch(arguments: list[str]) -> int:
     if name not in VERBS:
         return _usage(f"Unknown command verb {name!r}.")
     verb = VERBS[name]
+    if name == "exec":
+        words = behind
+    elif name == "call":
+        names, words = names[:1], [*names[1:], *behind]
+    else:
+        names, words = [*names, *behind], []
     if problem := _misused(name, verb, options, names):
         return _usage(problem)
     command = Command(
@@ -155,6 +172,7 @@ def _dispatch(arguments: list[str]) -> int:
         json=options.json,
         scopes=tuple(Scope) if options.scope is None else (Scope(options.scope),),
         **{option: getattr(options, option) for option in _OF_SOME},
+        words=words,
     )
     module = importlib.import_module(f"nannyd.ctl.{verb.module}")
     status: int = getattr(module, _FUNCTIONS.get(name, name.replace("-", "_")))(command)
@@ -163,13 +181,19 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _misused(name: str, verb: Verb, options: argparse.Namespace, names: list[str]) -> str | None:
     for option in _OF_SOME:
-        if getattr(options, option) not in (None, False) and option not in verb.options:
+        if getattr(options, option) not in (None, False, []) and option not in verb.options:
             return f"nannyctl {name} does not take --{option.replace('_', '-')}."
     if not names and not options.all and verb.synopsis.startswith("NAME"):
         return f"nannyctl {name} needs the name of an instance: nannyctl {name} {verb.synopsis}"
-    if verb.synopsis == "NAME" and (len(names) > 1 or options.all):
-        return f"nannyctl {name} takes one name."
+    if verb.synopsis.split()[0] == "NAME" and name != "log-level" and (len(names) > 1 or options.all):
+        return f"nannyctl {name} takes one name: nannyctl {name} {verb.synopsis}"
     return None
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Return what stands before `--` and what behind it, where nothing is an option."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:end], arguments[end + 1 :]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -192,6 +216,9 @@ def _parser() -> argparse.ArgumentParser:
     for option in ("--boot", "--since", "--until"):
         parser.add_argument(option)
     parser.add_argument("-p", "--priority", type=_priority)
+    parser.add_argument("-e", "--env", action="append", default=[])
+    parser.add_argument("-w", "--directory")
+    parser.add_argument("--tty", action=argparse.BooleanOptionalAction, default=None)
     return parser
 
 

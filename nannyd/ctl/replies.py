@@ -324,6 +324,12 @@ def _refusal(error: str, table: Table) -> str:
             problems = table.values.get("problems")
             lines = [str(line) for line in problems] if isinstance(problems, list) else []
             return "\n".join(["the configuration is wrong, the old one stays in force", *lines])
+        case "CodeFailed":
+            return f"{table.text('where')}: {table.text('type')}: {table.text('message')}"
+        case "AgentFailed" | "CannotExecute":
+            return table.text("reason")
+        case "TooManyRuns":
+            return f"it runs {table.integer('limit')} commands already"
         case "org.varlink.service.MethodNotFound" | "org.varlink.service.InterfaceNotFound":
             return "its nannyd is of another version, and cannot do this"
         case "org.varlink.service.InvalidParameter":
