@@ -170,7 +170,8 @@ class Runs:
         if within is not None:
             run.limit(within)
         call.when_closed(run.kill)
-        call.more_reply({"processId": run.pid})
+        if call.more:
+            call.more_reply({"processId": run.pid})
 
     def _program(
         self,

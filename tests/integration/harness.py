@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Self
 from nannyd.core import wire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from nannyd.core.exits import WaitStatus
     from nannyd.supervisor.spawn import Child
@@ -120,6 +120,14 @@ def environ_of(pid: int) -> dict[str, str]:
 
     eventually(is_there, f"process {pid} has an environment")
     return dict(entry.split("=", 1) for entry in text.split("\0") if "=" in entry)
+
+
+def command_line(pid: int) -> str:
+    """Return the arguments of *pid*, joined by spaces; nothing where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0").replace("\0", " ")
+    except OSError:
+        return ""
 
 
 def status_of(pid: int) -> dict[str, str]:
@@ -294,11 +302,17 @@ class Caller:
         self.socket.connect(str(path))
         self._received = b""
 
-    def send(self, method: str, parameters: dict[str, Any] | None = None, **flags: bool) -> None:
-        """Send a call; a *method* without an interface is one of io.nannyd.Nanny."""
+    def send(
+        self,
+        method: str,
+        parameters: dict[str, Any] | None = None,
+        descriptors: Sequence[int] = (),
+        **flags: bool,
+    ) -> None:
+        """Send a call, with *descriptors*; a *method* without an interface is one of io.nannyd.Nanny."""
         name = method if "." in method else f"io.nannyd.Nanny.{method}"
         message = {"method": name, "parameters": parameters or {}, **flags}
-        self.socket.sendall(json.dumps(message).encode() + b"\0")
+        socket.send_fds(self.socket, [json.dumps(message).encode() + b"\0"], descriptors)
 
     def receive(self) -> dict[str, Any]:
         """Return the next reply."""
