@@ -50,7 +50,8 @@ class Command:
     """What is no name of an instance: a command; a function and its arguments."""
     env: list[str] = field(default_factory=list)
     directory: str | None = None
-    tty: bool | None = None
+    tty: bool = False
+    no_tty: bool = False
 
     def find(self, *, patience: float | None = None, quiet: float | None = None) -> list[Instance]:
         """Return all instances there are, those named asked for their status; see `instances.find()`."""

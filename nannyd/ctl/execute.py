@@ -80,8 +80,7 @@ def _execute(command: Command, path: Path) -> int:
         "directory": command.directory,
         "timeout": command.timeout,
     }
-    wanted = os.isatty(0) and os.isatty(1) if command.tty is None else command.tty
-    if not wanted:
+    if command.no_tty or not (command.tty or (os.isatty(0) and os.isatty(1))):
         ended = _with_our_descriptors(Job(path), parameters)
     elif not os.isatty(0):
         raise FailureError("there is no terminal to lend: standard input is none")

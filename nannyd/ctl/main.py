@@ -53,7 +53,7 @@ A NAME may be a pattern ('worker*').  Options:
   -q, --no-legend      neither header nor footer
   -e, --env NAME=VALUE a variable more for a command
   -w, --directory DIR  where a command runs
-      --[no-]tty       a terminal for a command (where nannyctl itself has one)
+      --tty, --no-tty  a terminal for a command, or none; by default where nannyctl has one
   -h, --help, --version
 """
 
@@ -100,7 +100,7 @@ VERBS: dict[str, Verb] = {
         "execute",
         "NAME -- COMMAND...",
         "run a command in its environment, with a terminal if there is one",
-        *("timeout", "env", "directory", "tty"),
+        *("timeout", "env", "directory", "tty", "no_tty"),
     ),
     "call": _verb("call", "NAME MODULE:FUNCTION [JSON]", "call a function in its agent", "timeout"),
     "monitor": _verb("monitor", "NAME...", "what happens, as it happens"),
@@ -218,7 +218,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-p", "--priority", type=_priority)
     parser.add_argument("-e", "--env", action="append", default=[])
     parser.add_argument("-w", "--directory")
-    parser.add_argument("--tty", action=argparse.BooleanOptionalAction, default=None)
+    parser.add_argument("--tty", action="store_true")
+    parser.add_argument("--no-tty", action="store_true")
     return parser
 
 

@@ -14,7 +14,7 @@ _nannyctl_instances() {
 
 _nannyctl() {
     local current=${COMP_WORDS[COMP_CWORD]} previous='' verb='' word offered=''
-    local verbs='list status why metrics start stop restart kill drain reload top logs monitor plan explain log-level'
+    local verbs='list status why metrics start stop restart kill drain reload top logs exec call monitor plan explain log-level'
     local levels='emerg alert crit err warning notice info debug'
     local options='--all --json --system --user'
     COMPREPLY=()
@@ -33,14 +33,19 @@ _nannyctl() {
     done
     case $previous in
         -p | --priority) offered=$levels ;;
-        -t | --timeout | --reason | -n | --lines | --boot | --since | --until) return ;;
+        -w | --directory)
+            mapfile -t COMPREPLY < <(compgen -d -- "$current")
+            return
+            ;;
+        -t | --timeout | --reason | -n | --lines | -e | --env | --boot | --since | --until) return ;;
         *)
             if [[ $current == -* ]]; then
                 case $verb in
                     '' | list) options+=' --timeout --full --no-legend' ;;
                     status | why) options+=' --timeout --lines --full' ;;
-                    metrics | start | reload) options+=' --timeout' ;;
+                    metrics | start | reload | call) options+=' --timeout' ;;
                     stop | restart | kill) options+=' --timeout --reason' ;;
+                    exec) options+=' --timeout --env --directory --tty --no-tty' ;;
                     drain) options+=' --reason' ;;
                     top) options+=' --reason' ;;
                     logs) options+=' --follow --lines --boot --since --until --priority' ;;

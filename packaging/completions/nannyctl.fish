@@ -13,7 +13,7 @@ function __nannyctl_wants_level
     __fish_seen_subcommand_from log-level; and test (count (commandline -opc)) -gt 2
 end
 
-set -l verbs list status why metrics start stop restart kill drain reload top logs monitor plan explain log-level
+set -l verbs list status why metrics start stop restart kill drain reload top logs exec call monitor plan explain log-level
 set -l levels 'emerg alert crit err warning notice info debug'
 set -l no_verb "not __fish_seen_subcommand_from $verbs"
 
@@ -30,6 +30,8 @@ complete -c nannyctl -n $no_verb -a drain -d 'when the worker goes away, do not 
 complete -c nannyctl -n $no_verb -a reload -d 'read the configuration again'
 complete -c nannyctl -n $no_verb -a top -d 'all instances, live, and keys to restart or kill them'
 complete -c nannyctl -n $no_verb -a logs -d 'what nannyd and the worker said'
+complete -c nannyctl -n $no_verb -a exec -d 'run a command in its environment, with a terminal if there is one'
+complete -c nannyctl -n $no_verb -a call -d 'call a function in its agent'
 complete -c nannyctl -n $no_verb -a monitor -d 'what happens, as it happens'
 complete -c nannyctl -n $no_verb -a plan -d 'the settings in force'
 complete -c nannyctl -n $no_verb -a explain -d 'every setting and variable with its origin'
@@ -43,7 +45,7 @@ complete -c nannyctl -l system -d 'only the instances of the system'
 complete -c nannyctl -l user -d 'only your own instances'
 complete -c nannyctl -s h -l help -d 'list the verbs'
 complete -c nannyctl -l version -d 'print the version'
-complete -c nannyctl -n '__fish_seen_subcommand_from list status why metrics start stop restart kill reload' -s t -l timeout -x -d 'how long to wait'
+complete -c nannyctl -n '__fish_seen_subcommand_from list status why metrics start stop restart kill reload exec call' -s t -l timeout -x -d 'how long to wait'
 complete -c nannyctl -n '__fish_seen_subcommand_from stop restart kill drain top' -l reason -x -d 'why, for the log'
 complete -c nannyctl -n '__fish_seen_subcommand_from status why logs' -s n -l lines -x -d 'how many lines'
 complete -c nannyctl -n '__fish_seen_subcommand_from list status why' -s l -l full -d 'do not shorten'
@@ -53,3 +55,7 @@ complete -c nannyctl -n '__fish_seen_subcommand_from logs' -s b -l boot -d 'sinc
 complete -c nannyctl -n '__fish_seen_subcommand_from logs' -l since -x -d 'from that time'
 complete -c nannyctl -n '__fish_seen_subcommand_from logs' -l until -x -d 'until that time'
 complete -c nannyctl -n '__fish_seen_subcommand_from logs' -s p -l priority -x -a $levels -d 'only what is as urgent'
+complete -c nannyctl -n '__fish_seen_subcommand_from exec' -s e -l env -x -d 'a variable more'
+complete -c nannyctl -n '__fish_seen_subcommand_from exec' -s w -l directory -x -a '(__fish_complete_directories)' -d 'where the command runs'
+complete -c nannyctl -n '__fish_seen_subcommand_from exec' -l tty -d 'with a terminal'
+complete -c nannyctl -n '__fish_seen_subcommand_from exec' -l no-tty -d 'without a terminal'
