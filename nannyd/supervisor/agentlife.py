@@ -57,9 +57,11 @@ class CodeFailedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What all lives of the agent share."""
+    """What all lives of the agent, and all commands of operators, share."""
 
     loop: asyncio.AbstractEventLoop
+    runtime: Path
+    """The instance's directory under /run."""
     library: Path
     """A directory that holds nothing but `nannyd`."""
     delegation: Delegation | None

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,12 +103,14 @@ async def _serve(handover: Handover, runtime: Path, log_format: LogFormat, ring:
     )
     if delegation is not None:
         await _end_leftovers(delegation)
+    else:
+        await _end_commands(runtime)
     supervisor.local_directory = await _sweep(plan, helpers)
     _remove_stale_sockets(runtime)
     reloader = Reloader(supervisor, helpers, handover)
     agent_output = _output(f"{plan.name}-agent", log_format)
     session = None if trees is None or delegation is not None else functools.partial(trees.Session, loop)
-    room = Room(loop, place.library, delegation, helpers, agent_output, session)
+    room = Room(loop, runtime, place.library, delegation, helpers, agent_output, session)
     return await _run(supervisor, reloader, room, runtime, ring)
 
 
@@ -207,6 +210,13 @@ async def _end_leftovers(delegation: Delegation) -> None:
             say(notices.LEFTOVER_ENDED, what=f"processes {', '.join(map(str, pids))} in {leaf.path}")
 
 
+async def _end_commands(runtime: Path) -> None:
+    """Kill what operators ran when an earlier nannyd crashed; what does not die is nobody's harm."""
+    with suppress(TimeoutError):
+        if pids := await leftover.end(leftover.of_commands(runtime)):
+            say(notices.LEFTOVER_ENDED, what=f"processes {', '.join(map(str, pids))} of commands")
+
+
 async def _sweep(plan: Plan, helpers: Helpers) -> Path | None:
     """End what lives of workers whose nannyd crashed, and remove their scratch directories; return where."""
     try:
@@ -215,7 +225,7 @@ async def _sweep(plan: Plan, helpers: Helpers) -> Path | None:
         return None  # the first start fails by it, and names it
     try:
         for path in scratch.abandoned(parent):
-            if pids := await leftover.end(path):
+            if pids := await leftover.end(leftover.of_life(path)):
                 say(notices.LEFTOVER_ENDED, what=f"processes {', '.join(map(str, pids))}")
             helpers.remove(path, functools.partial(scratch.disown, path))
     except OSError as error:

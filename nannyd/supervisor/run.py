@@ -13,6 +13,7 @@ import signal
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from nannyd.supervisor import leftover
 from nannyd.supervisor.facts import signal_name
 from nannyd.supervisor.messages import Kind
 from nannyd.supervisor.rights import Right
@@ -55,9 +56,11 @@ class Run:
         self._room, self._over = room, over
         self._timer: asyncio.TimerHandle | None = None
         self._group: Leaf | Session
-        program.environ["NANNYD_RUN"] = run = f"{number}-{os.urandom(4).hex()}"
+        mark = leftover.of_command(room.runtime, f"{number}-{os.urandom(4).hex()}")
+        variable, _, value = mark.rstrip("\0").partition("=")
+        program.environ[variable] = value
         if room.session is not None:
-            self._group = room.session(f"NANNYD_RUN={run}")
+            self._group = room.session(mark)
             self._child = spawn(program, None)
             self._group.begin(self._child.pid)
         else:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nannyd.core.exits import Evidence, WaitStatus
+from nannyd.supervisor import leftover
 from nannyd.supervisor.poll import host_oom_kills, parse_status
 
 if TYPE_CHECKING:
@@ -237,7 +238,7 @@ class Session(_Processes):
         """Become their subreaper; nobody is there yet."""
         become_subreaper()
         self._loop = loop
-        self._mark = os.fsencode(mark)
+        self._mark = mark
         self._leader = 0
         self._known: dict[int, str] = {}
         """Who was found once, and when it was born: it stays one, whatever becomes of its parent."""
@@ -267,12 +268,10 @@ class Session(_Processes):
 
     def _is_marked(self, pid: int) -> bool:
         try:
-            if self._leader in (pid, os.getsid(pid)):
-                return True
-            with open(f"/proc/{pid}/environ", "rb") as file:  # noqa: PTH123
-                return self._mark in file.read().split(b"\0")
-        except OSError:  # gone, or another user's
+            in_session = self._leader in (pid, os.getsid(pid))
+        except ProcessLookupError:
             return False
+        return in_session or leftover.carries(pid, self._mark)
 
     def is_empty(self) -> bool:
         """Say whether nobody but zombies is left, or it is too late for more."""

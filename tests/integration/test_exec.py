@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -256,6 +257,17 @@ def test_a_stop_of_nannyd_ends_them_and_says_so(nannyd: Host) -> None:
     assert sleepers(run) == []
 
 
+def test_what_a_crashed_nannyd_has_left_is_ended_at_the_next_start(nannyd: Host) -> None:
+    run = instance(nannyd)
+    with talking_to(run) as caller:
+        begin(caller, "sh", "-c", "setsid sleep 2001 & sleep 2002; :")
+        eventually(lambda: len(sleepers(run)) >= 2, "it sleeps")
+        run.crash()
+    assert len(sleepers(run)) >= 2
+    instance(nannyd)
+    assert sleepers(run) == []
+
+
 def test_the_worker_and_commands_are_nothing_to_each_other(nannyd: Host) -> None:
     run = instance(
         nannyd, "--memory.limit=64M", "--memory.mode=poll", "--restart.delay=0", "--", "sleep", "1000"
@@ -381,6 +393,23 @@ def test_descriptors_do_not_pile_up_before_a_call_is_complete(nannyd: Host) -> N
                 caller.receive()
         watcher.get("Status")
         assert len(descriptors_of(run.pid)) == before
+
+
+def test_where_our_table_is_full_nothing_is_left_of_what_came(nannyd: Host) -> None:
+    run = instance(nannyd)
+    with talking_to(run) as watcher, talking_to(run) as caller, nothing() as null:
+        watcher.get("Status")
+        caller.get("Status")
+        before = descriptors_of(run.pid)
+        limits = resource.prlimit(run.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(run.pid, resource.RLIMIT_NOFILE, (max(before) + 2, limits[1]))
+        caller.send("Run", {"command": ["true"]}, descriptors=(null, null, null))
+        with pytest.raises(ConnectionResetError):
+            caller.receive()
+        resource.prlimit(run.pid, resource.RLIMIT_NOFILE, limits)
+        assert len(descriptors_of(run.pid)) == len(before) - 1, "the connection's own"
+        watcher.send("Run", {"command": ["true"]}, descriptors=(null, null, null))
+        assert end(watcher)["exitStatus"] == 0
 
 
 def test_who_hangs_up_with_half_a_call_takes_his_descriptors_along(nannyd: Host) -> None:
