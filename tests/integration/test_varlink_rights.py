@@ -104,6 +104,21 @@ def test_nannyds_own_user_may_do_all(serve: Callable[..., Service]) -> None:
     assert as_user(lambda: right_at(service), STRANGER, STRANGER, []) == NONE
 
 
+def test_descriptors_are_taken_only_of_who_may_do_all(guarded: Service) -> None:
+    def are_kept(number: int) -> bool:
+        """Say whether descriptors that come with half a call are held: of a pipe without a writer we hear."""
+        reader, writer = os.pipe()
+        with guarded.line() as line, os.fdopen(reader, "rb") as stream:
+            socket.send_fds(line.socket, [b'{"method":'], [writer] * number)
+            os.close(writer)
+            return not select.select([stream], [], [], 0.5)[0]
+
+    assert as_user(lambda: are_kept(3), 0, 0, [])
+    for group in (STRANGER, GROUP):
+        for number in (1, 3, 253):
+            assert not as_user(lambda number=number: are_kept(number), STRANGER, group, [])
+
+
 # --- From within the worker ---
 
 
