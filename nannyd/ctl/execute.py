@@ -74,6 +74,10 @@ def execute(command: Command) -> int:
 
 
 def _execute(command: Command, path: Path) -> int:
+    try:
+        "".join((*command.words, *command.env, command.directory or "")).encode()
+    except UnicodeEncodeError:
+        raise FailureError("a command is UTF-8; this one is not") from None
     parameters: dict[str, Any] = {
         "command": command.words,
         "environ": dict(entry.split("=", 1) for entry in command.env),
@@ -127,6 +131,10 @@ class Job:
                     self.ended = found
                 self.pid = replies.Table(found).integer("processId")
         except NotListeningError:
+            if self.pid is None:
+                raise FailureError(
+                    "nannyd closed the connection; does it end, or is that too long?"
+                ) from None
             if self.ended is None:
                 raise FailureError("nannyd is gone, and the command with it") from None
         waiting, self._waiting = self._waiting, []

@@ -84,12 +84,15 @@ def _end(number: int, _: object) -> None:
 def _raw(master: int) -> Iterator[None]:
     """Make our terminal raw, and put it back whatever happens; keep the size of the other the same."""
     saved = termios.tcgetattr(0)
-    before = {number: signal.getsignal(number) for number in (*_ENDS_US, signal.SIGTSTP, signal.SIGWINCH)}
+    others = (signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH)
+    before = {number: signal.getsignal(number) for number in (*_ENDS_US, *others)}
     signalled = None
     try:
         for number in _ENDS_US:
             signal.signal(number, _end)
         signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # it would leave the shell a raw terminal
+        # After SIGSTOP, the shell has its own ways with the terminal.
+        signal.signal(signal.SIGCONT, lambda *_: tty.setraw(0, termios.TCSADRAIN))
         signal.signal(signal.SIGWINCH, lambda *_: _pass_size_on(master))
         _pass_size_on(master)
         tty.setraw(0, termios.TCSADRAIN)

@@ -152,6 +152,29 @@ def test_the_operators_terminal_is_as_it_was_however_nannyctl_ends(
     child.close(force=True)
 
 
+def test_one_that_was_stopped_and_continued_has_its_ways_with_the_terminal_again(
+    nannyd: Host, run: Nannyd
+) -> None:
+    child = pexpect.spawn("bash", ["--norc", "-i"], env=environ(nannyd) | {"PS1": "> "}, encoding="utf-8")
+    child.expect("> ")
+    child.sendline(
+        " ".join([*NANNYCTL, "exec", "a1", "--", "sh", "-c", "'echo rea''dy; read x; echo got $x'"])
+    )
+    child.expect("ready")
+    raw = termios.tcgetattr(child.fileno())
+    assert child.pid is not None
+    (client,) = children_of(child.pid)
+    send_signal(client, signal.SIGSTOP)
+    child.expect("Stopped")
+    eventually(lambda: termios.tcgetattr(child.fileno()) != raw, "the shell's ways")
+    child.sendline("fg")
+    eventually(lambda: termios.tcgetattr(child.fileno()) == raw, "it is raw again")
+    child.sendline("this")
+    child.expect("got this")
+    child.expect("> ")
+    child.close(force=True)
+
+
 def test_the_operators_terminal_is_as_it_was_when_nannyd_is_killed(nannyd: Host, run: Nannyd) -> None:
     words = " ".join([*NANNYCTL, "exec", "a1", "--", "sh", "-c", "'echo ready; sleep 2005'"])
     child = pexpect.spawn("sh", ["-c", f"{words}; echo over $?; cat"], env=environ(nannyd), encoding="utf-8")

@@ -7,6 +7,7 @@ import select
 import signal
 import socket
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -113,10 +114,10 @@ def test_descriptors_are_taken_only_of_who_may_do_all(guarded: Service) -> None:
             os.close(writer)
             return not select.select([stream], [], [], 0.5)[0]
 
-    assert as_user(lambda: are_kept(3), 0, 0, [])
+    assert as_user(partial(are_kept, 3), 0, 0, [])
     for group in (STRANGER, GROUP):
         for number in (1, 3, 253):
-            assert not as_user(lambda number=number: are_kept(number), STRANGER, group, [])
+            assert not as_user(partial(are_kept, number), STRANGER, group, [])
 
 
 # --- From within the worker ---
