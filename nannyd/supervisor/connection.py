@@ -175,8 +175,8 @@ class Connection:
         self._closed = True
         self._watch(_UNWATCHED)
         self._server.forget(self._socket.fileno(), self.right)
+        self._close_descriptors()  # before the peer can know
         self._socket.close()
-        self._close_descriptors()
         if self._timer is not None:
             self._timer.cancel()
         call, self._call = self._call, None

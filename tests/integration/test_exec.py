@@ -404,7 +404,8 @@ def test_where_our_table_is_full_nothing_is_left_of_what_came(nannyd: Host) -> N
         caller.get("Status")
         before = descriptors_of(run.pid)
         limits = resource.prlimit(run.pid, resource.RLIMIT_NOFILE)
-        resource.prlimit(run.pid, resource.RLIMIT_NOFILE, (max(before) + 2, limits[1]))
+        free = [number for number in range(max(before) + 3) if number not in before]
+        resource.prlimit(run.pid, resource.RLIMIT_NOFILE, (free[1], limits[1]))  # room for one
         caller.send("Run", {"command": ["true"]}, descriptors=(null, null, null))
         with pytest.raises(ConnectionResetError):
             caller.receive()
