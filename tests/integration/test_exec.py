@@ -60,15 +60,6 @@ def instance(host: Host, *arguments: str, **others: Any) -> Nannyd:
 
 
 @contextlib.contextmanager
-def talking_to(run: Nannyd) -> Iterator[Caller]:
-    caller = run.connect()
-    try:
-        yield caller
-    finally:
-        caller.close()
-
-
-@contextlib.contextmanager
 def nothing() -> Iterator[int]:
     """Return a descriptor of /dev/null."""
     with Path(os.devnull).open("r+b") as file:
@@ -250,7 +241,7 @@ def test_nothing_of_it_outlives_its_caller_or_itself(nannyd: Host, number: int |
 
 def test_a_stop_of_nannyd_ends_them_and_says_so(nannyd: Host) -> None:
     run = instance(nannyd)
-    with talking_to(run) as caller:
+    with run.connect() as caller:
         pid = begin(caller, "sh", "-c", "trap '' TERM; setsid sleep 2001 & sleep 2002; :")
         eventually(lambda: len(sleepers(run)) >= 2, "it sleeps")
         assert run.stop() == 0
@@ -261,7 +252,7 @@ def test_a_stop_of_nannyd_ends_them_and_says_so(nannyd: Host) -> None:
 
 def test_what_a_crashed_nannyd_has_left_is_ended_at_the_next_start(nannyd: Host) -> None:
     run = instance(nannyd)
-    with talking_to(run) as caller:
+    with run.connect() as caller:
         begin(caller, "sh", "-c", "setsid sleep 2001 & sleep 2002; :")
         eventually(lambda: len(sleepers(run)) >= 2, "it sleeps")
         run.crash()
@@ -274,7 +265,7 @@ def test_the_worker_and_commands_are_nothing_to_each_other(nannyd: Host) -> None
     run = instance(
         nannyd, "--memory.limit=64M", "--memory.mode=poll", "--restart.delay=0", "--", "sleep", "1000"
     )
-    with talking_to(run) as caller, talking_to(run) as other:
+    with run.connect() as caller, run.connect() as other:
         eat = "import sys, time; eaten = b'x' * (200 << 20); print('full', flush=True); time.sleep(1000)"
         reader, writer = os.pipe()
         command = [sys.executable, "-c", eat]
@@ -296,7 +287,7 @@ def test_the_worker_and_commands_are_nothing_to_each_other(nannyd: Host) -> None
 
 def test_three_hundred_commands_leave_nothing_behind(nannyd: Host) -> None:
     run = instance(nannyd)
-    with talking_to(run) as caller, nothing() as null:
+    with run.connect() as caller, nothing() as null:
 
         def one(command: list[str]) -> None:
             caller.send("Run", {"command": command}, descriptors=(null, null, null))
@@ -314,13 +305,13 @@ def test_three_hundred_commands_leave_nothing_behind(nannyd: Host) -> None:
 def test_there_is_an_end_to_how_many(nannyd: Host) -> None:
     run = instance(nannyd)
     with contextlib.ExitStack() as stack:
-        callers = [stack.enter_context(talking_to(run)) for _ in range(RUNS_MAX + 1)]
+        callers = [stack.enter_context(run.connect()) for _ in range(RUNS_MAX + 1)]
         pids = [begin(caller, "sleep", "2001") for caller in callers[:-1]]
         with nothing() as null:
             callers[-1].send("Run", {"command": ["true"]}, descriptors=(null, null, null))
         reply = callers[-1].receive()
         assert reply["error"] == "io.nannyd.Nanny.TooManyRuns"
-        callers[0].close()
+        callers[0].socket.close()
         await_end(pids[0])
         eventually(lambda: zombies_of(run.pid) == [], "its place is free")
         begin(callers[-1], "sleep", "2001")
@@ -331,7 +322,7 @@ def test_there_is_an_end_to_how_many(nannyd: Host) -> None:
 
 def test_what_cannot_be_run_is_refused_in_words(nannyd: Host) -> None:
     run = instance(nannyd)
-    with talking_to(run) as caller, nothing() as null:
+    with run.connect() as caller, nothing() as null:
         three = (null, null, null)
         for parameters, descriptors, parameter in (
             ({"command": []}, three, "command"),
@@ -356,7 +347,7 @@ def test_what_cannot_be_run_is_refused_in_words(nannyd: Host) -> None:
 
 def test_descriptors_that_nobody_wants_are_closed(nannyd: Host) -> None:
     run = instance(nannyd)
-    with talking_to(run) as caller, nothing() as null:
+    with run.connect() as caller, nothing() as null:
         caller.get("Status")
         before = descriptors_of(run.pid)
         for _ in range(50):
@@ -370,10 +361,10 @@ def test_descriptors_that_nobody_wants_are_closed(nannyd: Host) -> None:
 @pytest.mark.parametrize("number", [4, 100, 253])
 def test_who_sends_more_than_a_call_takes_is_not_talked_to(nannyd: Host, number: int) -> None:
     run = instance(nannyd)
-    with talking_to(run) as watcher:
+    with run.connect() as watcher:
         watcher.get("Status")
         before = descriptors_of(run.pid)
-        with talking_to(run) as caller, nothing() as null:
+        with run.connect() as caller, nothing() as null:
             caller.send("Run", {"command": ["true"]}, descriptors=[null] * number)
             with pytest.raises(ConnectionResetError):
                 caller.receive()
@@ -383,10 +374,10 @@ def test_who_sends_more_than_a_call_takes_is_not_talked_to(nannyd: Host, number:
 
 def test_descriptors_do_not_pile_up_before_a_call_is_complete(nannyd: Host) -> None:
     run = instance(nannyd)
-    with talking_to(run) as watcher:
+    with run.connect() as watcher:
         watcher.get("Status")
         before = len(descriptors_of(run.pid))
-        with talking_to(run) as caller, nothing() as null:
+        with run.connect() as caller, nothing() as null:
             with contextlib.suppress(BrokenPipeError):
                 for _ in range(200):
                     socket.send_fds(caller.socket, [b" "], [null])
@@ -399,7 +390,7 @@ def test_descriptors_do_not_pile_up_before_a_call_is_complete(nannyd: Host) -> N
 
 def test_where_our_table_is_full_nothing_is_left_of_what_came(nannyd: Host) -> None:
     run = instance(nannyd)
-    with talking_to(run) as watcher, talking_to(run) as caller, nothing() as null:
+    with run.connect() as watcher, run.connect() as caller, nothing() as null:
         watcher.get("Status")
         caller.get("Status")
         before = descriptors_of(run.pid)
@@ -417,10 +408,10 @@ def test_where_our_table_is_full_nothing_is_left_of_what_came(nannyd: Host) -> N
 
 def test_who_hangs_up_with_half_a_call_takes_his_descriptors_along(nannyd: Host) -> None:
     run = instance(nannyd)
-    with talking_to(run) as watcher:
+    with run.connect() as watcher:
         watcher.get("Status")
         before = descriptors_of(run.pid)
-        with talking_to(run) as caller:
+        with run.connect() as caller:
             reader, writer = os.pipe()
             socket.send_fds(caller.socket, [b'{"method":'], [writer])
             os.close(writer)
@@ -439,7 +430,7 @@ def test_a_terminal_of_another_session_is_not_taken_away_from_it(nannyd: Host) -
             ["setsid", "--ctty", "sleep", "1000"], stdin=slave, env=environ(nannyd), start_new_session=False
         )
         eventually(lambda: Path(f"/proc/{holder.pid}/stat").read_text().split()[6] != "0", "it has it")
-        with talking_to(run) as caller:
+        with run.connect() as caller:
             parameters = {"command": ["true"], "terminal": True}
             caller.send("Run", parameters, descriptors=(slave, slave, slave))
             reply = caller.receive()
