@@ -154,12 +154,7 @@ def _dispatch(arguments: list[str]) -> int:
     if name not in VERBS:
         return _usage(f"Unknown command verb {name!r}.")
     verb = VERBS[name]
-    if name == "exec":
-        words = behind
-    elif name == "call":
-        names, words = names[:1], [*names[1:], *behind]
-    else:
-        names, words = [*names, *behind], []
+    names, words = _told_apart(name, names, behind)
     if problem := _misused(name, verb, options, names):
         return _usage(problem)
     command = Command(
@@ -194,6 +189,15 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Return what stands before `--` and what behind it, where nothing is an option."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     return arguments[:end], arguments[end + 1 :]
+
+
+def _told_apart(verb: str, names: list[str], behind: list[str]) -> tuple[list[str], list[str]]:
+    """Return the names of instances, and the words that are none; *behind* stood behind `--`."""
+    if verb == "exec":
+        return names, behind
+    if verb == "call":
+        return names[:1], [*names[1:], *behind]
+    return [*names, *behind], []
 
 
 class _Parser(argparse.ArgumentParser):

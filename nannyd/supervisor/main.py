@@ -101,10 +101,7 @@ async def _serve(handover: Handover, runtime: Path, log_format: LogFormat, ring:
         memory_mode="poll" if weaker else "cgroup",
         memory_limit=plan.memory.thresholds.limit,
     )
-    if delegation is not None:
-        await _end_leftovers(delegation)
-    else:
-        await _end_commands(runtime)
+    await _end_leftovers(delegation, runtime)
     supervisor.local_directory = await _sweep(plan, helpers)
     _remove_stale_sockets(runtime)
     reloader = Reloader(supervisor, helpers, handover)
@@ -196,8 +193,11 @@ def _output(name: str, log_format: LogFormat) -> Callable[[], int]:
     return stream
 
 
-async def _end_leftovers(delegation: Delegation) -> None:
+async def _end_leftovers(delegation: Delegation | None, runtime: Path) -> None:
     """Kill what an earlier nannyd left in its leaves: nothing may start beside it."""
+    if delegation is None:
+        await _end_commands(runtime)
+        return
     for leaf in delegation.leftovers():
         pids = leaf.pids()
         empty = asyncio.Event()
