@@ -62,6 +62,9 @@ def run(compiled: Compiled) -> int:
     sys.stderr.flush()
     # What is asked of us meanwhile waits until the supervisor can answer it: it takes them off the mask.
     signal.pthread_sigmask(signal.SIG_BLOCK, SUPERVISED)
+    # What `systemctl kill` sends to the whole unit may be meant for the worker, and must not be our end.
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     try:
         os.execve(sys.executable, command, os.environ)  # noqa: S606 (no shell is meant)
     except OSError as error:

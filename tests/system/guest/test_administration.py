@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .instances import Unit, rude, rude_within, run_command, wait_until
+from .instances import Unit, rude, rude_within, run_command, shell, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,6 +82,19 @@ def test_signal_to_end_is_the_orderly_end_of_the_unit(nannyd: NannydFactory, who
     assert (instance.show("Result"), instance.show("ExecMainStatus")) == ("success", "0")
     assert instance.show("NRestarts") == "0"
     assert not cgroup.exists()
+
+
+@pytest.mark.parametrize("signal", ["USR1", "USR2"])
+def test_signal_of_the_worker_alone_may_be_sent_to_the_whole_unit(nannyd: NannydFactory, signal: str) -> None:
+    """As logrotate has it sent; in a worker of its own the signal has its meaning again."""
+    script = f"trap 'touch $STATE_DIRECTORY/ok' {signal}; systemd-notify --ready; while :; do sleep 0.1; done"
+    instance = nannyd(f"[worker]\ncommand = {shell(script)}\nready = 'notify'\n")
+    supervisor, worker = instance.main_pid, instance.worker
+    instance.kill(f"SIG{signal}", "all")
+    wait_until((instance.state / "ok").exists, "the worker to hear it")
+    instance.reload()
+    assert (instance.main_pid, instance.worker) == (supervisor, worker)
+    assert instance.show("NRestarts") == "0"
 
 
 def test_instance_that_was_killed_with_all_its_processes_is_back(nannyd: NannydFactory) -> None:

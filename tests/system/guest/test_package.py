@@ -194,6 +194,7 @@ def test_removal_stops_instances_and_purging_leaves_only_what_the_administrator_
 ) -> None:
     run_command("dpkg", "--purge", "nannyd")
     clean = files()
+    assert not {path for path in clean if path.startswith("/run/nannyd")}
     install(DEB)
 
     instance = nannyd(SLEEP)
@@ -211,6 +212,7 @@ def test_removal_stops_instances_and_purging_leaves_only_what_the_administrator_
     assert instance.show("ActiveState") == "inactive"
     instance.start()
     worker = instance.worker
+    run_command("systemctl", "--global", "enable", instance.name)
     run_command("dpkg", "--purge", "nannyd")
     assert not Path(f"/proc/{worker}").exists()
     assert files() - clean == {"/etc/nannyd", "/etc/nannyd/w.toml"}
