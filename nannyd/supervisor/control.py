@@ -27,7 +27,7 @@ from nannyd.supervisor.notices import say
 from nannyd.supervisor.reload import ReloadFailedError
 from nannyd.supervisor.rights import Right, right_of
 from nannyd.supervisor.varlink import CallError, Interface, Kind, Method, Server
-from nannyd.supervisor.waits import Verdict, Wait, error, until_over, until_ready
+from nannyd.supervisor.waits import ENDING, Verdict, Wait, error, until_over, until_ready
 
 if TYPE_CHECKING:
     import asyncio
@@ -255,6 +255,9 @@ class Control:
         self._supervisor.stop(why, within)
 
     def _wait_until_ready(self, call: Call, timeout: float | None, first: int) -> None:
+        if self._supervisor.ending:
+            raise error("Superseded", by=ENDING)
+
         def verdict() -> Verdict:
             life, rules = self._supervisor.life, self._supervisor.plan.restart
             limit = {"burst": rules.start_limit_burst, "interval": rules.start_limit_interval}

@@ -98,6 +98,8 @@ class Supervisor:
         self._now = self._loop.time()
         self._was_ready = False
         self._interrupted = False
+        self.ending = False
+        """nannyd itself was asked to end: no worker is started any more."""
         self._excess: telling.Excess | None = None
         self._noting = False
         self._reading: Reading | None = None
@@ -333,7 +335,8 @@ class Supervisor:
             self._interrupted = True
 
     def stop(self, reason: str, timeout: float | None = None) -> None:
-        """Stop the worker, then end."""
+        """Stop the worker, then end; nothing that is asked later changes that."""
+        self.ending = True
         say(notices.STOP_REQUESTED, reason=reason)
         self.systemd.stopping()
         self.handle(StopRequested(reason, timeout))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Verdict = dict[str, Any] | CallError | None
 """The reply, the error, or not yet."""
+ENDING = "the instance is to end"
 
 
 def error(name: str, **parameters: Any) -> CallError:
@@ -74,7 +75,7 @@ def until_ready(
     if worker.exit is not None and worker.exit.generation >= first:
         return error("WorkerFailed", exit=exit_)
     if worker.goal is Goal.DOWN:
-        return error("Superseded", by="the instance is to end")
+        return error("Superseded", by=ENDING)
     return None
 
 
