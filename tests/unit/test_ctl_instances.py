@@ -249,10 +249,12 @@ def test_what_cannot_be_read_is_named() -> None:
         ("InvalidArgument", {"parameter": "timeout", "reason": "is negative"}, "timeout: is negative"),
         ("NotPermitted", {"needs": 7}, "io.nannyd.Nanny.NotPermitted"),
         ("Unheard", {}, "io.nannyd.Nanny.Unheard"),
+        ("org.varlink.service.PermissionDenied", {}, "not permitted; needs root or the user that nannyd"),
     ],
 )
 def test_errors_are_told_in_words(error: str, parameters: dict[str, Any], words: str) -> None:
-    assert words in replies.words(RefusedError(f"io.nannyd.Nanny.{error}", parameters))
+    name = error if "." in error else f"io.nannyd.Nanny.{error}"
+    assert words in replies.words(RefusedError(name, parameters))
 
 
 # Sockets
