@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
@@ -13,6 +14,9 @@ from harness import RUDE, eventually, lives
 from operator_terminal import NANNYCTL, Terminal, environ, nannyctl, run_instance
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus
+
+from nannyd.supervisor.connection import Limits
+from nannyd.supervisor.rights import Right
 
 if TYPE_CHECKING:
     from harness import Host, Nannyd
@@ -69,6 +73,23 @@ def test_one_that_hangs_is_shown_as_such_and_not_waited_for(nannyd: Host) -> Non
         assert "not answering" in status.stdout
     finally:
         hung.signal(signal.SIGCONT)
+
+
+def test_one_to_which_too_many_are_connected_is_not_taken_for_gone(nannyd: Host) -> None:
+    run = run_instance(nannyd, *SLEEP, name="a1")
+    run.ready()
+    with contextlib.ExitStack() as stack:
+        for _ in range(Limits().connections[Right.ALL]):
+            caller = stack.enter_context(contextlib.closing(run.connect()))
+            caller.get("io.systemd.service.Ping")
+        (one,) = json.loads(nannyctl(nannyd, "list", "--json").stdout)
+        assert (one["state"], one["activeState"]) == ("not answering", "active")
+        assert "too many are connected" in one["reason"]
+        for verb in ("status", "restart", "kill", "stop", "logs", "why", "monitor"):
+            done = nannyctl(nannyd, verb, "a1")
+            assert "too many are connected" in done.stdout + done.stderr, done
+            assert done.returncode == (3 if verb == "status" else 1)
+    assert nannyctl(nannyd, "restart", "a1").returncode == 0
 
 
 def test_one_that_was_killed_is_shown_as_failed(nannyd: Host) -> None:

@@ -327,8 +327,8 @@ def test_a_reply_comes_in_pieces(serve: Callable[..., Path]) -> None:
         (b'{"parameters": 3}\0', client.NonsenseError, "not one of Varlink"),
         (b"[" * 100_000 + b"\0", client.NonsenseError, "not JSON"),
         (b'{"error": "a.B", "parameters": {"x": 1}}\0', RefusedError, "a.B"),
-        (b'{"parameters": {}}', NotListeningError, "it closed the connection"),
-        (b"", NotListeningError, "it closed the connection"),
+        (b'{"parameters": {}}', client.ClosedError, "it closed the connection"),
+        (b"", client.ClosedError, "it closed the connection"),
     ],
 )
 def test_what_is_no_reply_is_a_failure(
