@@ -80,6 +80,19 @@ def test_restart_is_of_the_worker_where_nannyd_runs(nannyd: NannydFactory) -> No
     assert instance.show("ActiveState") == "active"
 
 
+@pytest.mark.parametrize("verb", ["start", "restart"])
+def test_what_is_being_stopped_is_started_after_that(nannyd: NannydFactory, verb: str) -> None:
+    instance = nannyd(
+        f"[worker]\ncommand = {rude('--ignore-sigterm')}\nready = 'notify'\nstop-timeout = '3s'\n"
+    )
+    first = instance.main_pid
+    run_command("systemctl", "stop", "--no-block", instance.name)
+    instance.wait_for("deactivating")
+    assert done(verb, "w") == ""
+    assert instance.show("ActiveState") == "active"
+    assert instance.main_pid != first
+
+
 def test_what_was_stopped_is_restarted_by_systemd_and_patterns_leave_it_alone(nannyd: NannydFactory) -> None:
     up, down = nannyd(SLEEP, name="wa"), nannyd(SLEEP, name="wb")
     run_command("systemctl", "enable", down.name)
