@@ -46,6 +46,12 @@ def test_list_has_a_line_for_each(nannyd: Host) -> None:
     assert "\x1b[32;1mrunning\x1b[0m" in Terminal(nannyd, "list").coloured()
 
 
+def test_a_terminal_that_does_not_know_its_width_has_80_columns(nannyd: Host) -> None:
+    two(nannyd)
+    lines = [Terminal(nannyd, "status", "a1", width=width).read().splitlines() for width in (0, 80)]
+    assert max(map(len, lines[0])) == max(map(len, lines[1])) == 80
+
+
 def test_a_pipe_gets_neither_colours_nor_bars_nor_dots_at_the_end_of_lines(nannyd: Host) -> None:
     two(nannyd)
     done = nannyctl(nannyd, "list", COLUMNS="20")
