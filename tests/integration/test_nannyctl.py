@@ -32,6 +32,20 @@ def two(host: Host) -> tuple[Nannyd, Nannyd]:
     return runs
 
 
+def test_what_is_configured_is_known_without_a_service_manager(nannyd: Host) -> None:
+    configuration = nannyd.home.base / "etc" / "nannyd"
+    configuration.mkdir(parents=True)
+    (configuration / "a1.toml").write_text("[worker]\ncommand = ['sleep', '1000']\n")
+    config = {"XDG_CONFIG_HOME": str(configuration.parent)}
+    assert nannyctl(nannyd, "list", **config).stdout == "0 instances listed.\n"
+    (one,) = json.loads(nannyctl(nannyd, "list", "--all", "--json", **config).stdout)
+    assert (one["name"], one["state"], one["reason"]) == ("a1", "inactive", "never started")
+    assert nannyctl(nannyd, "status", "a1", **config).returncode == 3
+    done = nannyctl(nannyd, "start", "a1", **config)
+    said = "a1: it does not run, and no systemd is here to start it; write nannyd run a1\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
 # --- list ---------------------------------------------------------------------------------------------
 
 
