@@ -196,7 +196,7 @@ def _show_levels(work: _Work) -> int:
     for deed in work.deeds:
         status = deed.instance.status
         if status is None:
-            deed.fail(deed.instance.reason or "it does not run")
+            deed.fail(deed.instance.reason if deed.instance.is_up else _not_running(deed.instance))
         elif status.log_level is None or not 0 <= status.log_level < len(LEVELS):
             deed.fail("its nannyd does not say")
         else:
@@ -346,5 +346,7 @@ def _judge(deed: Deed, verb: str, unit: Unit | None) -> None:
         if unit is not None and unit.runs:
             deed.fail("systemd did not stop it")
     elif unit is None or unit.active_state != "active":
-        why = units.reason(unit) if unit is not None else ""
+        # A unit that could be started and was not even tried has no reason to tell.
+        tried = unit is not None and (unit.load_state, unit.active_state) != ("loaded", "inactive")
+        why = units.reason(unit) if unit is not None and tried else ""
         deed.fail(f"systemd did not {verb} it" + (f": {why}" if why else ""))

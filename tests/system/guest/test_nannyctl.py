@@ -256,6 +256,9 @@ def test_operators_may_look_and_restart_but_not_stop(nannyd: NannydFactory, oper
     assert "not permitted; needs " in refused("drain", "w", user=operator)
     assert "w: systemd did not stop it" in refused("stop", "w", user=operator)
     assert instance.show("ActiveState") == "active"
+    instance.stop()
+    assert refused("start", "w", user=operator).endswith("\nw: systemd did not start it\n")
+    assert refused("log-level", "w", user=operator).startswith("w: it does not run (")
 
 
 def test_what_a_user_runs_in_the_foreground_is_found_and_stopped(unit: UnitFactory) -> None:
