@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from nannyd.core.errors import ExitCode
+from nannyd.core.exits import Result
 from nannyd.ctl.command import FAILED, complain
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ _STATES = (
     "failed",
     "not answering",
 )
+_NO_RESTARTS = {result.value: 0 for result in Result if result is not Result.START_LIMIT_HIT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,8 @@ def _families() -> dict[str, Family]:
 
 
 def _add(families: dict[str, Family], name: str, status: Status, now: float) -> None:
-    for result, count in sorted(status.restarts_by_result.items()):
+    # With its zeros: Prometheus sees no increase in a counter that begins with its first restart.
+    for result, count in sorted({**_NO_RESTARTS, **status.restarts_by_result}.items()):
         families["restarts"].add(float(count), instance=name, result=result)
     families["generation"].add(float(status.generation), instance=name)
     if status.worker is not None:
