@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from nannyd.core.errors import ExitCode
 from nannyd.core.exits import Result
+from nannyd.ctl.client import RefusedError
 from nannyd.ctl.command import FAILED, complain
 
 if TYPE_CHECKING:
@@ -84,6 +85,9 @@ def metrics(command: Command) -> int:
         sys.stdout.write(dump_json([describe(one) for one in known]))
     else:
         sys.stdout.write(exposition(known, command.now))
+    # No figure says so: whoever may not look would take its instances for hung.
+    refused = [one for one in known if isinstance(one.failure, RefusedError)]
+    problems += [f"{one.name}: {one.reason}" for one in refused]
     for problem in problems:
         complain(problem)
     return FAILED if problems else ExitCode.CLEAN
@@ -94,7 +98,7 @@ def exposition(instances: Sequence[Instance], now: float) -> str:
     named = {instance.name: instance for instance in reversed(instances)}
     families = _families()
     for name, instance in sorted(named.items()):
-        families["up"].add(float(instance.status is not None), instance=name)
+        families["up"].add(float(instance.answers), instance=name)
         for state in dict.fromkeys((*_STATES, instance.state)):
             families["state"].add(float(state == instance.state), instance=name, state=state)
         if instance.status is not None:

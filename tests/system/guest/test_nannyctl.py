@@ -241,6 +241,9 @@ def test_others_see_what_systemd_tells_everybody_and_are_told_what_they_lack(nan
         assert refused(verb, "w", user="bob").startswith("w: not permitted; needs root or the user alice"), (
             verb
         )
+    metrics = nannyctl("metrics", "w", user="bob")
+    assert (metrics.returncode, metrics.stderr) == (1, f"w: {lacks}\n")
+    assert 'nannyd_up{instance="w"} 1.0' in metrics.stdout
     assert instance.worker == worker
     assert done("restart", "w", user="alice") == ""
     assert instance.worker != worker
