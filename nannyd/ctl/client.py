@@ -29,6 +29,7 @@ REPLY_MAX = 16 << 20
 _AT_ONCE = 256
 """Connections that are open at the same time; a process may have 1,024 descriptors."""
 _CHUNK = 1 << 18
+_CLOSED = "not answering: it closed the connection; it is about to end, or too many are connected"
 _CREDENTIALS = struct.Struct("3i")
 
 Reply = dict[str, Any]
@@ -44,6 +45,10 @@ class NotListeningError(FailureError):
 
 class NotAnsweringError(FailureError):
     """Somebody is at the socket and says nothing."""
+
+
+class ClosedError(NotAnsweringError):
+    """Somebody was at the socket, and has closed the connection."""
 
 
 class NotTrustedError(FailureError):
@@ -131,6 +136,8 @@ class Connection:
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
             if self._socket.sendmsg([message], rights, socket.MSG_NOSIGNAL) < len(message):
                 raise NotAnsweringError("not answering: the call is longer than its socket takes")
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise ClosedError(_CLOSED) from error
         except OSError as error:
             raise NotAnsweringError(f"not answering ({error.strerror})") from error
 
@@ -141,9 +148,9 @@ class Connection:
         except BlockingIOError:
             return []
         except OSError as error:
-            raise NotListeningError(f"the connection broke ({error.strerror})") from error
+            raise ClosedError(_CLOSED) from error
         if not chunk:
-            raise NotListeningError("it closed the connection")
+            raise ClosedError(_CLOSED)
         self._received += chunk
         return list(self._messages())
 

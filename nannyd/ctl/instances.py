@@ -155,11 +155,12 @@ def find(
             for directory in _directories(parent, scope):
                 at(directory.name, scope).directory = directory
     _ask(list(found.values()), names=names, patience=patience, quiet=quiet)
+    for scope in wanted:
+        for name in _configured(scope, environ):
+            at(name, scope)
     for inquiry in inquiries:
         for unit in inquiry.units():
             at(unit.name, inquiry.scope).unit = unit
-        for name in _configured(inquiry.scope, environ):
-            at(name, inquiry.scope)
         _look_closer(inquiry.scope, found.values(), names)
     for instance in found.values():
         instance.was_started = _state_directory(instance, environ).is_dir()

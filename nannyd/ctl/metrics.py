@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from nannyd.core.errors import ExitCode
+from nannyd.core.exits import Result
+from nannyd.ctl.client import RefusedError
 from nannyd.ctl.command import FAILED, complain
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ _STATES = (
     "failed",
     "not answering",
 )
+_NO_RESTARTS = {result.value: 0 for result in Result if result is not Result.START_LIMIT_HIT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,9 @@ def metrics(command: Command) -> int:
         sys.stdout.write(dump_json([describe(one) for one in known]))
     else:
         sys.stdout.write(exposition(known, command.now))
+    # No figure says so: whoever may not look would take its instances for hung.
+    refused = [one for one in known if isinstance(one.failure, RefusedError)]
+    problems += [f"{one.name}: {one.reason}" for one in refused]
     for problem in problems:
         complain(problem)
     return FAILED if problems else ExitCode.CLEAN
@@ -92,7 +98,7 @@ def exposition(instances: Sequence[Instance], now: float) -> str:
     named = {instance.name: instance for instance in reversed(instances)}
     families = _families()
     for name, instance in sorted(named.items()):
-        families["up"].add(float(instance.status is not None), instance=name)
+        families["up"].add(float(instance.answers), instance=name)
         for state in dict.fromkeys((*_STATES, instance.state)):
             families["state"].add(float(state == instance.state), instance=name, state=state)
         if instance.status is not None:
@@ -128,7 +134,8 @@ def _families() -> dict[str, Family]:
 
 
 def _add(families: dict[str, Family], name: str, status: Status, now: float) -> None:
-    for result, count in sorted(status.restarts_by_result.items()):
+    # With its zeros: Prometheus sees no increase in a counter that begins with its first restart.
+    for result, count in sorted({**_NO_RESTARTS, **status.restarts_by_result}.items()):
         families["restarts"].add(float(count), instance=name, result=result)
     families["generation"].add(float(status.generation), instance=name)
     if status.worker is not None:

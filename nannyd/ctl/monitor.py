@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from nannyd.core.errors import ExitCode
 from nannyd.core.paths import control_socket
 from nannyd.ctl import render, replies
-from nannyd.ctl.client import NANNY, Connection, FailureError, NotListeningError, stream
+from nannyd.ctl.client import NANNY, ClosedError, Connection, FailureError, NotListeningError, stream
 from nannyd.ctl.command import FAILED, complain
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def follow(
                 raise said
             for event in read(said):
                 show(command, instance, event)
-        except NotListeningError:
+        except ClosedError:
             _print_end(command, instance)
         except FailureError as failure:
             failed = True

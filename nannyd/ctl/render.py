@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 RED, GREEN, YELLOW, BLUE, BOLD, GREY = "31;1", "32;1", "33;1", "34;1", "1", "90"
 _WIDTH_WITHOUT_TERMINAL = 0
-_NARROW = 20
+_NARROW, _USUAL = 20, 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +87,10 @@ def _columns(stream: TextIO, environ: Mapping[str, str]) -> int:
     if given.isascii() and given.isdigit() and int(given):
         return int(given)
     try:
-        return max(os.get_terminal_size(stream.fileno()).columns, _NARROW)
+        columns = os.get_terminal_size(stream.fileno()).columns
     except OSError:
-        return 80
+        columns = 0
+    return max(columns, _NARROW) if columns else _USUAL  # a serial line does not know
 
 
 # Levels of records

@@ -332,6 +332,8 @@ def _refusal(error: str, table: Table) -> str:
             return f"it runs {table.integer('limit')} commands already"
         case "org.varlink.service.MethodNotFound" | "org.varlink.service.InterfaceNotFound":
             return "its nannyd is of another version, and cannot do this"
+        case "org.varlink.service.PermissionDenied":
+            return "not permitted; needs root or the user that nannyd runs as, from outside the worker"
         case "org.varlink.service.InvalidParameter":
             return f"its nannyd does not understand the parameter {table.text('parameter')}"
         case _:

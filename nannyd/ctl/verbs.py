@@ -107,7 +107,7 @@ def _described(deed: Deed) -> dict[str, Any]:
 def start(command: Command) -> int:
     """Start the worker of what is up, and the unit of what is down."""
     work = _Work.of(command, down=True)
-    up = [deed for deed in work.deeds if deed.instance.answers or _is_hung(deed)]
+    up = [deed for deed in work.deeds if _is_asked(deed)]
     tell(up, f"{NANNY}.Instantiate", _asked(command, "timeout"), _patience(command))
     _run_jobs(command, "start", [deed for deed in work.deeds if deed not in up])
     return work.finish()
@@ -130,7 +130,7 @@ def stop(command: Command) -> int:
 def restart(command: Command) -> int:
     """Restart the worker of what is up, and the unit of what is down or has failed."""
     work = _Work.of(command)
-    up = [deed for deed in work.deeds if deed.instance.answers or _is_hung(deed)]
+    up = [deed for deed in work.deeds if _is_asked(deed)]
     tell(up, f"{NANNY}.Restart", _asked(command, "timeout", "reason"), _patience(command))
     _run_jobs(command, "restart", [deed for deed in work.deeds if deed not in up])
     return work.finish()
@@ -196,7 +196,7 @@ def _show_levels(work: _Work) -> int:
     for deed in work.deeds:
         status = deed.instance.status
         if status is None:
-            deed.fail(deed.instance.reason or "it does not run")
+            deed.fail(deed.instance.reason if deed.instance.is_up else _not_running(deed.instance))
         elif status.log_level is None or not 0 <= status.log_level < len(LEVELS):
             deed.fail("its nannyd does not say")
         else:
@@ -222,6 +222,14 @@ def _asked(command: Command, *names: str) -> dict[str, Any]:
 def _patience(command: Command) -> float | None:
     """Return how long to wait for an answer: without a timeout nannyd has its own, and gives one."""
     return None if command.timeout is None else command.timeout + _GRACE
+
+
+def _is_asked(deed: Deed) -> bool:
+    """Whether nannyd is there to start a worker; while its unit is being stopped that is another job."""
+    unit = deed.instance.unit
+    if unit is not None and unit.active_state == "deactivating":
+        return False
+    return deed.instance.answers or _is_hung(deed)
 
 
 def _is_hung(deed: Deed) -> bool:
@@ -338,5 +346,7 @@ def _judge(deed: Deed, verb: str, unit: Unit | None) -> None:
         if unit is not None and unit.runs:
             deed.fail("systemd did not stop it")
     elif unit is None or unit.active_state != "active":
-        why = units.reason(unit) if unit is not None else ""
+        # A unit that could be started and was not even tried has no reason to tell.
+        tried = unit is not None and (unit.load_state, unit.active_state) != ("loaded", "inactive")
+        why = units.reason(unit) if unit is not None and tried else ""
         deed.fail(f"systemd did not {verb} it" + (f": {why}" if why else ""))

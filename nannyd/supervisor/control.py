@@ -28,7 +28,7 @@ from nannyd.supervisor.reload import ReloadFailedError
 from nannyd.supervisor.rights import Right, right_of
 from nannyd.supervisor.run import Runs
 from nannyd.supervisor.varlink import CallError, Interface, Kind, Method, Server
-from nannyd.supervisor.waits import Verdict, Wait, error, seconds, until_over, until_ready
+from nannyd.supervisor.waits import ENDING, Verdict, Wait, error, seconds, until_over, until_ready
 
 if TYPE_CHECKING:
     import asyncio
@@ -281,6 +281,9 @@ class Control:
     def _wait_until_ready(
         self, call: Call, timeout: float | None, first: int, reply: dict[str, Any] | None = None
     ) -> None:
+        if self._supervisor.ending:
+            raise error("Superseded", by=ENDING)
+
         def verdict() -> Verdict:
             if not self._supervisor.begun:
                 return None

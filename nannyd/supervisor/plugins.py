@@ -138,6 +138,8 @@ class Plugins:
         async def answer() -> None:
             try:
                 await work
+            except CallError as refused:
+                call.fail(refused)
             except CodeFailedError as failed:
                 call.fail(error("CodeFailed", **failed.failure))
             except (AgentFailedError, SpawnError) as failed:

@@ -91,6 +91,8 @@ class Supervisor:
         self._ticker = Ticker(self, place.loop)
         self._now = self._loop.time()
         self.was_ready = False
+        self.ending = False
+        """nannyd itself was asked to end: no worker is started any more."""
         self._excess: telling.Excess | None = None
         self._noting = False
         self._reading: Reading | None = None
@@ -329,7 +331,11 @@ class Supervisor:
     # --- Stop, reload -----------------------------------------------------------------------------
 
     def stop(self, reason: str, timeout: float | None = None) -> None:
-        """Stop the worker, then end; what is to be done before has a deadline of its own."""
+        """Stop the worker, then end: nothing that is asked later changes that.
+
+        What is to be done before the worker is stopped has a deadline of its own.
+        """
+        self.ending = True
         say(notices.STOP_REQUESTED, reason=reason)
         self.systemd.stopping()
         self.begun = True

@@ -20,6 +20,7 @@ _LONGEST = 365 * 86400.0
 
 Verdict = dict[str, Any] | CallError | None
 """The reply, the error, or not yet."""
+ENDING = "the instance is to end"
 
 
 def error(name: str, /, **parameters: Any) -> CallError:
@@ -86,7 +87,7 @@ def until_ready(
     if worker.exit is not None and worker.exit.generation >= first:
         return error("WorkerFailed", exit=exit_)
     if worker.goal is Goal.DOWN:
-        return error("Superseded", by="the instance is to end")
+        return error("Superseded", by=ENDING)
     return None
 
 

@@ -411,6 +411,23 @@ def test_terminate_answers_and_ends_nannyd(nannyd: Host) -> None:
     assert run.wait() == 0
 
 
+@pytest.mark.parametrize("by", ["Terminate", "SIGTERM"])
+def test_who_starts_a_worker_does_not_undo_the_end_of_nannyd(nannyd: Host, by: str) -> None:
+    run = nannyd.rude("--worker.stop-timeout=2s", vices="--ignore-sigterm", config=NOTIFY)
+    run.ready()
+    with run.connect() as ending, run.connect() as starting:
+        if by == "SIGTERM":
+            send_signal(run.pid, signal.SIGTERM)
+        else:
+            ending.send(by)
+        run.wait_for("stop-requested")
+        for method in ("Restart", "Instantiate"):
+            assert checked(starting, method) == {"Superseded": {"by": "the instance is to end"}}
+        assert by == "SIGTERM" or ending.receive()["parameters"]["exit"]["result"] == "timeout"
+    assert run.wait() == 0
+    assert run.events().count("worker-started") == 1
+
+
 @pytest.mark.parametrize("timeout", [-1, -0.001, 1e300])
 def test_an_impossible_timeout_is_refused_and_nothing_is_done(nannyd: Host, timeout: float) -> None:
     run = nannyd("--", "sleep", "60", config=QUICK)

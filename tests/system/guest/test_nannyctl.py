@@ -80,6 +80,19 @@ def test_restart_is_of_the_worker_where_nannyd_runs(nannyd: NannydFactory) -> No
     assert instance.show("ActiveState") == "active"
 
 
+@pytest.mark.parametrize("verb", ["start", "restart"])
+def test_what_is_being_stopped_is_started_after_that(nannyd: NannydFactory, verb: str) -> None:
+    instance = nannyd(
+        f"[worker]\ncommand = {rude('--ignore-sigterm')}\nready = 'notify'\nstop-timeout = '3s'\n"
+    )
+    first = instance.main_pid
+    run_command("systemctl", "stop", "--no-block", instance.name)
+    instance.wait_for("deactivating")
+    assert done(verb, "w") == ""
+    assert instance.show("ActiveState") == "active"
+    assert instance.main_pid != first
+
+
 def test_what_was_stopped_is_restarted_by_systemd_and_patterns_leave_it_alone(nannyd: NannydFactory) -> None:
     up, down = nannyd(SLEEP, name="wa"), nannyd(SLEEP, name="wb")
     run_command("systemctl", "enable", down.name)
@@ -228,6 +241,9 @@ def test_others_see_what_systemd_tells_everybody_and_are_told_what_they_lack(nan
         assert refused(verb, "w", user="bob").startswith("w: not permitted; needs root or the user alice"), (
             verb
         )
+    metrics = nannyctl("metrics", "w", user="bob")
+    assert (metrics.returncode, metrics.stderr) == (1, f"w: {lacks}\n")
+    assert 'nannyd_up{instance="w"} 1.0' in metrics.stdout
     assert instance.worker == worker
     assert done("restart", "w", user="alice") == ""
     assert instance.worker != worker
@@ -243,6 +259,9 @@ def test_operators_may_look_and_restart_but_not_stop(nannyd: NannydFactory, oper
     assert "not permitted; needs " in refused("drain", "w", user=operator)
     assert "w: systemd did not stop it" in refused("stop", "w", user=operator)
     assert instance.show("ActiveState") == "active"
+    instance.stop()
+    assert refused("start", "w", user=operator).endswith("\nw: systemd did not start it\n")
+    assert refused("log-level", "w", user=operator).startswith("w: it does not run (")
 
 
 def test_what_a_user_runs_in_the_foreground_is_found_and_stopped(unit: UnitFactory) -> None:
