@@ -23,9 +23,9 @@ from nannyd.core.units import format_duration
 from nannyd.ctl import replies
 from nannyd.ctl.client import (
     NANNY,
+    ClosedError,
     Connection,
     FailureError,
-    NotListeningError,
     RefusedError,
     call,
     parameters_of,
@@ -130,7 +130,7 @@ class Job:
                 if not reply.get("continues"):
                     self.ended = found
                 self.pid = replies.Table(found).integer("processId")
-        except NotListeningError:
+        except ClosedError:
             if self.pid is None:
                 raise FailureError(
                     "nannyd closed the connection; does it end, or is that too long?"

@@ -100,7 +100,7 @@ def test_one_to_which_too_many_are_connected_is_not_taken_for_gone(nannyd: Host)
     run.ready()
     with contextlib.ExitStack() as stack:
         for _ in range(Limits().connections[Right.ALL]):
-            caller = stack.enter_context(contextlib.closing(run.connect()))
+            caller = stack.enter_context(run.connect())
             caller.get("io.systemd.service.Ping")
         (one,) = json.loads(nannyctl(nannyd, "list", "--json").stdout)
         assert (one["state"], one["activeState"]) == ("not answering", "active")
