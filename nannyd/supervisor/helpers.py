@@ -102,7 +102,7 @@ class Helpers:
         return child
 
     async def output(self, argv: Sequence[str], within: float) -> tuple[int | None, bytes]:
-        """Run *argv* where we run ourselves, and return its exit status and what it wrote.
+        """Run *argv* where we run ourselves; return its exit status (None: a signal's end) and what it wrote.
 
         Raises TimeoutError after *within* seconds, when it was killed; SpawnError.
         """

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from nannyd.supervisor.supervisor import Supervisor
 
 _TIMEOUT = 60.0
+_KILLED = "the launcher was killed before it gave a plan; it takes some 30 MiB: did the unit lack them?"
 
 
 class ReloadFailedError(Exception):
@@ -82,6 +83,8 @@ class Reloader:
         argv = [sys.executable, "-I", "-m", "nannyd", "compile", *arguments[1:]]
         try:
             code, written = await self._helpers.output(argv, _TIMEOUT)
+            if code is None:
+                raise ReloadFailedError([_KILLED])
             problems = [] if code == 0 else [str(problem) for problem in json.loads(written)["problems"]]
         except (SpawnError, TimeoutError, OSError, ValueError, KeyError, TypeError) as error:
             raise ReloadFailedError([f"the launcher gave no plan: {error!r}"]) from None

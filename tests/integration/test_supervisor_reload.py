@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from harness import Host, environ_of, eventually, lives, send_signal
+from harness import Host, children_of, environ_of, eventually, lives, send_signal
 
 CONFIG = """
 [worker]
@@ -118,6 +118,24 @@ def test_errors_leave_the_old_plan_in_force_and_are_all_told(nannyd: Host) -> No
     began = time.monotonic()
     assert run.stop() == 0
     assert time.monotonic() - began < 6
+
+
+def test_a_launcher_that_was_killed_is_told_as_that(nannyd: Host) -> None:
+    """As by the kernel, where the unit has no memory left: it is the first to go."""
+    run = nannyd("--", "sleep", "60", config=config())
+    pid = run.ready()
+    file = nannyd.home.config / "t.toml"
+    file.unlink()
+    os.mkfifo(file)  # it waits for somebody to write
+    run.signal(signal.SIGHUP)
+    eventually(lambda: set(children_of(run.process.pid)) > {pid}, "the launcher")
+    (launcher,) = set(children_of(run.process.pid)) - {pid}
+    send_signal(launcher, signal.SIGKILL)
+    assert run.wait_for("reload-failed")["problems"].startswith("the launcher was killed")
+    nannyd.write_config(config(delay="1s"))
+    assert run.reload().returncode == 0
+    assert lives(pid)
+    assert run.stop() == 0
 
 
 def test_sighup_reloads_too(nannyd: Host) -> None:

@@ -24,15 +24,10 @@ install_on_trixie() {
     dpkg --install "$share/nannyd.deb"
 }
 
-# As README.md says it, but without network.
+# As README.md says it, word by word, but without network: the packages are there, and pip has its wheels.
 install_on_bookworm() {
-    python3 -m venv --system-site-packages /opt/nannyd &&
-        PIP_NO_INDEX=1 PIP_FIND_LINKS=/opt/wheels PIP_NO_BUILD_ISOLATION=0 /opt/nannyd/bin/pip install . &&
-        sed '1s|/usr|/opt/nannyd|' packaging/bin/nannyd | install -m 755 /dev/stdin /usr/bin/nannyd &&
-        sed '1s|/usr|/opt/nannyd|' packaging/bin/nannyctl | install -m 755 /dev/stdin /usr/bin/nannyctl &&
-        cp packaging/systemd/nannyd@.service packaging/systemd/system-nannyd.slice /etc/systemd/system/ &&
-        install -D packaging/systemd/nannyd.sysusers /etc/sysusers.d/nannyd.conf &&
-        systemd-sysusers && systemctl daemon-reload
+    PIP_NO_INDEX=1 PIP_FIND_LINKS=/opt/wheels PIP_NO_BUILD_ISOLATION=0 \
+        bash -ec "$(sed -n '/^apt install python3-psutil/,/^```/{/^apt/d;/^```/d;p}' README.md)"
 }
 
 export_logs() {

@@ -61,6 +61,11 @@ def test_supervisor_places_itself_and_the_kernel_watches_the_worker(nannyd: Nann
     assert instance.leaf == instance.cgroup / "worker-2"
 
 
+def test_operator_finds_it(nannyd: NannydFactory) -> None:
+    instance = nannyd(f"[worker]\ncommand = {rude()}\n")
+    assert f"process {instance.worker} (life 1)" in run_command("nannyctl", "status", "w").stdout
+
+
 def test_memory_is_limited(nannyd: NannydFactory) -> None:
     eats = rude("--eat", "200M", "--rate", "50M")
     instance = nannyd(f"[worker]\ncommand = {eats}\n[memory]\nlimit = '100M'\n[restart]\ndelay = 0\n")
