@@ -404,6 +404,9 @@ class Supervisor:
         self._ticker.stop()
         code = ExitCode.COULD_NOT_START if self._start_failed else lifecycle.exit_code(self.worker)
         self.systemd.status(self.sentence())
+        if code is ExitCode.CLEAN and not self._was_ready:
+            # To systemd an end before READY=1 is a failure, however clean, and it would start us again.
+            self.systemd.ready()
         self.systemd.stopping()
         reason = self._start_failed or status.sentence(self.worker, status.Facts(), self._loop.time())
         say(notices.FINISHED, nannyd_instance=self.plan.name, exit_status=int(code), reason=reason)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from typing import TYPE_CHECKING, Any
 
@@ -184,6 +185,28 @@ def test_drain_ends_with_the_worker_and_systemd_does_not_start_it_again(nannyd: 
     assert refused("CloseGracefully") == ""
     wait_until(lambda: "not to be restarted" in instance.status, "the status sentence")
     run_command("kill", "-KILL", str(instance.worker))
+    instance.wait_for("inactive")
+    assert (instance.show("Result"), instance.show("NRestarts")) == ("success", "0")
+
+
+@pytest.mark.parametrize("method", ["CloseGracefully", "Terminate", "success"])
+def test_a_clean_end_before_the_first_worker_is_ready_is_one_for_systemd_too(
+    nannyd: NannydFactory, method: str
+) -> None:
+    policy = "ready = 'notify'\n[restart]\nmode = 'on-failure'\n"
+    instance = nannyd(
+        f"[worker]\ncommand = {shell('read line < $STATE_DIRECTORY/end')}\n{policy}", start=False
+    )
+    instance.state.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(instance.state / "end", 0o666)
+    (instance.state / "end").chmod(0o666)
+    run_command("systemctl", "start", "--no-block", instance.name)
+    wait_until(lambda: "starting" in instance.status, "the start of a worker")
+    assert instance.show("ActiveState") == "activating"
+    if method != "success":
+        assert refused(method) == ""
+    if method != "Terminate":
+        (instance.state / "end").write_text("\n")
     instance.wait_for("inactive")
     assert (instance.show("Result"), instance.show("NRestarts")) == ("success", "0")
 
