@@ -26,6 +26,7 @@ def stop_on_sigterm(supervisor: Supervisor, loop: asyncio.AbstractEventLoop) -> 
 
     def asked(number: signal.Signals) -> None:
         nonlocal interrupted
+        supervisor.signalled = True
         supervisor.stop(number.name)
         if number is signal.SIGINT:
             if interrupted:

@@ -93,6 +93,8 @@ class Supervisor:
         self.was_ready = False
         self.ending = False
         """nannyd itself was asked to end: no worker is started any more."""
+        self.signalled = False
+        """It was asked by a signal, which is how systemd asks."""
         self._excess: telling.Excess | None = None
         self._noting = False
         self._reading: Reading | None = None
@@ -404,8 +406,9 @@ class Supervisor:
         self._ticker.stop()
         code = ExitCode.COULD_NOT_START if self._start_failed else lifecycle.exit_code(self.worker)
         self.systemd.status(self.sentence())
-        if code is ExitCode.CLEAN and not self._was_ready:
-            # To systemd an end before READY=1 is a failure, however clean, and it would start us again.
+        if code is ExitCode.CLEAN and not self.was_ready and not self.signalled:
+            # To systemd an end before READY=1 that it did not ask for is a failure, however clean: it would
+            # start us again.
             self.systemd.ready()
         self.systemd.stopping()
         reason = self._start_failed or status.sentence(self.worker, status.Facts(), self._loop.time())
