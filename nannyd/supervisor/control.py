@@ -48,8 +48,6 @@ _DEBUG = 7
 _TOPIC_MAX, _MESSAGE_MAX, _REASON_MAX = 200, 16 << 10, 1000
 _LEVELS = ("CRITICAL", "CRITICAL", "CRITICAL", "ERROR", "WARNING", "INFO", "INFO", "DEBUG")
 """Of `logging`, by the number of syslog(3)."""
-_WHY_RECORDS = 12
-_ENDS = (notices.WORKER_ENDED.event, notices.WORKER_FAILED.event, notices.START_FAILED.event)
 
 
 class Control:
@@ -180,7 +178,7 @@ class Control:
         if ended is None:
             return {"exit": None, "events": []}
         exit_ = facts.ended(ended, facts.wall_clock(self._loop.time()))
-        return {"exit": exit_, "events": _of_life(self._ring.newest(None, _DEBUG), ended.exit.generation)}
+        return {"exit": exit_, "events": self._ring.of_life(ended.exit.generation)}
 
     def _history(self, _: Call) -> dict[str, Any]:
         at = facts.wall_clock(self._loop.time())
@@ -355,21 +353,6 @@ class Control:
         self._asked(call, "SetLogLevel", str(level))
         logging.getLogger().setLevel(_LEVELS[level])
         return {}
-
-
-def _of_life(records: list[Record], generation: int) -> list[Record]:
-    """Return what *records*, newest first, say of one life from the end of the one before; oldest first."""
-    found: list[Record] = []
-    for record in records:
-        if record["event"] in _ENDS:
-            if found:
-                break
-            if record["fields"].get("nannyd_generation") != generation:
-                continue
-        elif not found:
-            continue
-        found.append(record)
-    return found[:_WHY_RECORDS][::-1]
 
 
 def _lost(record: Record, count: int) -> Record:

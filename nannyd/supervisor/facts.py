@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from nannyd.supervisor.agent import Agent
     from nannyd.supervisor.life import Life
-    from nannyd.supervisor.supervisor import Ended, Supervisor
+    from nannyd.supervisor.supervisor import Supervisor
+    from nannyd.supervisor.telling import Ended
 
 Facts = dict[str, Any]
 

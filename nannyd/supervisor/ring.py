@@ -7,6 +7,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from nannyd.supervisor import notices
 from nannyd.supervisor.logs import PRIORITIES
 
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 _RECORDS_MAX = 500
 _CHARACTERS_MAX = 200_000
+_OF_LIFE_MAX = 12
+_ENDS = (notices.WORKER_ENDED.event, notices.WORKER_FAILED.event, notices.START_FAILED.event)
 
 Record = dict[str, Any]
 """An `Event` of the control interface."""
@@ -54,6 +57,20 @@ class Ring(logging.Handler):
         """Return at most *count* records of *priority* or a more urgent one, newest first."""
         found = (record for _, record in reversed(self._records) if record["priority"] <= priority)
         return [record for _, record in zip(range(count if count is not None else _RECORDS_MAX), found)]  # noqa: B905
+
+    def of_life(self, generation: int) -> list[Record]:
+        """Return what was said of one life from the end of the one before to its own; oldest first."""
+        found: list[Record] = []
+        for _, record in reversed(self._records):
+            if record["event"] in _ENDS:
+                if found:
+                    break
+                if record["fields"].get("nannyd_generation") != generation:
+                    continue
+            elif not found:
+                continue
+            found.append(record)
+        return found[:_OF_LIFE_MAX][::-1]
 
     def listen(self, listener: Callable[[Record], None]) -> Callable[[], None]:
         """Call *listener* with each new record; return what ends that."""

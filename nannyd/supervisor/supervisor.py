@@ -1,9 +1,8 @@
 """The supervisor: the one place where decisions become deeds.
 
-It owns the event queue and the loop over it.  `core.lifecycle.step()` decides; `_perform()` does; what
-changed is told to systemd, to the log, and in the status sentence.  The queue holds lifecycle events and,
-for everything else, functions to call, so that all of it happens in one order and a hung loop cannot
-feed the watchdog.
+It owns the event queue and the loop over it.  `core.lifecycle.step()` decides; this does, and tells systemd
+what changed.  The queue holds lifecycle events and, for everything else, functions to call, so that all of it
+happens in one order and a hung loop cannot feed the watchdog.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nannyd.core import lifecycle
@@ -62,17 +61,6 @@ _NOTE_DELAY = 0.1
 _READING_AGE = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The latest life that is over."""
-
-    exit: Exit
-    at: float
-    """Monotonic seconds."""
-    uptime: float | None
-    """Seconds; None: there was no process."""
-
-
 class Supervisor:
     """Keeps one worker to its plan until it has ended."""
 
@@ -102,7 +90,7 @@ class Supervisor:
         self._read_at = 0.0
         self._past: Life | None = None
         """The life that is over but for its scratch directory."""
-        self.ended: Ended | None = None
+        self.ended: telling.Ended | None = None
         self.restarts: dict[str, int] = {}
         """How many restarts of the policy each result has led to."""
         self.history = History()
@@ -184,11 +172,8 @@ class Supervisor:
             # thousands of allocations: left alone, a thousand lives make 1 MiB.  All else is frozen, so
             # this takes 0.1 ms.
             gc.collect()
-        if (self.worker.state, self.worker.generation, self.worker.goal) != (
-            before.state,
-            before.generation,
-            before.goal,
-        ):
+        after = self.worker
+        if (after.state, after.generation, after.goal) != (before.state, before.generation, before.goal):
             self.show()
         if self.worker.state is State.STOP_SIGTERM and self.worker.deadline != before.deadline:
             self._extend_stop(self.worker)
@@ -222,9 +207,9 @@ class Supervisor:
     def _bury(self, exit_: Exit) -> None:
         life, self.life = self.life, None
         if exit_.status is None or life is None:  # a failed spawn was told already
-            self.ended = Ended(exit_, self._now, None)
+            self.ended = telling.Ended(exit_, self._now, None)
             return
-        self.ended = Ended(exit_, self._now, self._now - life.began)
+        self.ended = telling.Ended(exit_, self._now, self._now - life.began)
         telling.tell_exit(life, exit_, self._now - life.began)
         self.hear("worker_exited", pid=life.pid, **telling.exit_facts(exit_, self._now - life.began))
         if life.errno:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nannyd.core.exits import Result, describe
@@ -21,6 +22,17 @@ if TYPE_CHECKING:
 
 _LARGEST = 3
 """Processes that are named when a worker is terminated for its memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The latest life that is over."""
+
+    exit: Exit
+    at: float
+    """Monotonic seconds."""
+    uptime: float | None
+    """Seconds; None: there was no process."""
 
 
 def tell(before: Worker, after: Worker, event: Event, life: Life | None, now: float) -> None:
