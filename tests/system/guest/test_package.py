@@ -103,6 +103,20 @@ def test_upgrade_and_downgrade_restart_active_instances_and_leave_the_others(
         assert active.show("NRestarts") == "0"
 
 
+def test_upgrade_does_not_wait_for_ever_for_a_worker_that_is_never_ready(
+    nannyd: NannydFactory, make_deb: Callable[..., Path]
+) -> None:
+    instance = nannyd(SLEEP.replace("[restart]", "ready = 'notify'\n[restart]"), start=False)
+    run_command("systemctl", "start", "--no-block", instance.name)
+    instance.wait_for_event("worker-started")
+    before = instance.main_pid
+    install(make_deb("99"))
+    instance.wait_for_event("worker-started", 2)
+    assert instance.main_pid != before
+    assert instance.show("ActiveState") == "activating"
+    instance.stop()  # before the next installation
+
+
 def rewrite(tree: Path, file: str, pattern: str, new: str) -> None:
     """Change a file of nannyd itself."""
     path = tree / "usr/lib/python3/dist-packages/nannyd" / file
