@@ -8,6 +8,7 @@ directory.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -76,7 +77,10 @@ def _directory_problem(directory: Path, error: OSError) -> Problem:
     where = str(error.filename or directory)
     if error.strerror is not None and "; " in error.strerror:
         return Problem("runtime directory", where, error.strerror)
-    return Problem("runtime directory", where, f"cannot be used ({error.strerror}); set XDG_RUNTIME_DIR")
+    # Of systemd's, and of root's, the place is given; and a full disk is full for all.
+    ours = os.geteuid() != 0 and "RUNTIME_DIRECTORY" not in os.environ and error.errno != errno.ENOSPC
+    hint = "; set XDG_RUNTIME_DIR" if ours else ""
+    return Problem("runtime directory", where, f"cannot be used ({error.strerror}){hint}")
 
 
 def take_lock(directory: Path, name: str) -> int:

@@ -7,6 +7,7 @@ between settings (`_rules`) can still be checked on what is left.  No word of py
 from __future__ import annotations
 
 import itertools
+import os
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -102,8 +103,9 @@ def _rules(settings: Settings, tree: Tree, bad: set[Path], home: str | None) -> 
 def _worker_rule(settings: Settings, tree: Tree, home: str | None) -> Iterator[Problem]:
     worker = settings.worker
     if worker.command is None and worker.class_ is None:
-        message = 'is missing; write command = [...] or class = "package.module:Class"'
         if home is not None:
+            why = "is missing" if os.path.exists(home) else "is missing, for there is no such file"  # noqa: PTH110
+            message = f'{why}; write command = [...] or class = "package.module:Class"'
             yield Problem(home, "worker.command", message)
     elif worker.command is not None and worker.class_ is not None:
         message = "stands beside worker.command; write only one of them"

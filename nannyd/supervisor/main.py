@@ -187,7 +187,12 @@ def _output(name: str, log_format: LogFormat) -> Callable[[], int]:
     from systemd._journal import stream_fd  # see logs.JournalHandler
 
     def stream() -> int:
-        descriptor: int = stream_fd(name, _LOG_INFO, _LEVEL_PREFIX)
+        try:
+            descriptor: int = stream_fd(name, _LOG_INFO, _LEVEL_PREFIX)
+        except OSError as error:  # it names nothing
+            raise OSError(
+                error.errno, error.strerror, "the journal's stream for the worker's output"
+            ) from None
         return descriptor
 
     return stream

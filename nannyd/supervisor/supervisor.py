@@ -58,6 +58,7 @@ _ENDING = (State.STOP_SIGTERM, State.STOP_SIGKILL)
 
 _STOP_MARGIN = 5.0
 _NOTE_DELAY = 0.1
+_FIRST_LOOK = 2.0
 _READING_AGE = 0.1
 
 
@@ -194,6 +195,8 @@ class Supervisor:
         if after.state is State.FAILED and before.state is not State.FAILED:
             telling.tell_failed(after, self.plan.restart)
         if after.state is State.RUNNING and before.state is not State.RUNNING and self.life is not None:
+            if self.systemd.present:  # what it uses at first says nothing
+                self._loop.call_later(_FIRST_LOOK, self.post, self.show)
             self.hear(
                 "worker_started", pid=self.life.pid, generation=after.generation, address=self.life.address
             )

@@ -414,6 +414,13 @@ def test_a_configuration_directory_that_is_not_there_is_a_problem(tmp_path: Path
     ]
 
 
+def test_a_file_that_is_not_there_is_told_from_one_that_says_nothing(tmp_path: Path) -> None:
+    (line,) = problems(tmp_path)
+    assert line.startswith("DIR/w.toml: worker.command: is missing, for there is no such file; write command")
+    (line,) = problems(tmp_path, "[memory]\nlimit = '1GiB'\n")
+    assert line.startswith("DIR/w.toml: worker.command: is missing; write command")
+
+
 def test_a_name_that_cannot_be_is_the_only_problem(tmp_path: Path) -> None:
     (line,) = problems(tmp_path, "[x]\n", name="../w")
     assert line.startswith("command line: NAME: '../w' begins with '.'")
