@@ -7,6 +7,8 @@ import types
 # are local.
 sys.modules["ssl"] = None  # type: ignore[assignment]
 sys.modules["asyncio.sslproto"] = types.ModuleType("asyncio.sslproto")
+# pathlib imports urllib.parse, and that ipaddress, to judge the hosts of URLs: there are none here.
+sys.modules["ipaddress"] = types.ModuleType("ipaddress")
 
 from nannyd.supervisor.main import main  # noqa: E402
 
