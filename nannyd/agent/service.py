@@ -4,7 +4,7 @@ A request is `{"id": 7, "do": WHAT, "timeout": SECONDS, …}`.  It is answered o
 `{"id": 7, "ok": {…}}` or `{"id": 7, "error": {where, type, message, traceback}}`; requests may overlap.
 
     WHAT           with                            ok
-    setup                                          failed: [error, …], plugins: [name, …]
+    setup                                          failed: [error, …], plugins: [name|null, …]
     plugin_add     name|null target kwargs again   name, restart
     plugin_remove  name
     teardown                                       failed: [error, …]
@@ -12,6 +12,7 @@ A request is `{"id": 7, "do": WHAT, "timeout": SECONDS, …}`.  It is answered o
     ping
 
 `timeout` is for the whole, but for setup: there each preload and plugin has it.  Only a call may have null.
+The names of setup are in the order of the specification; null is one that failed.
 Not answered: `{"tell": "facts", "facts": {…}}`, and `{"tell": HOOK, "info": {…}, "timeout": SECONDS}`.
 
 The agent asks `{"ask": 9, "what": …, "parameters": {…}}`, answered by `{"answer": 9, "ok": {}}` or
@@ -103,14 +104,15 @@ class Service:
         argvs = [*spec.preload_argv, *([] for _ in spec.preload)]
         for name, argv in zip(spec.preload, argvs, strict=False):
             failed += await _error_of(self._preloads.set_up(name, argv, timeout))
-        names = []
+        names: list[str | None] = [None] * len(spec.plugins)
 
-        async def add(plugin: Mapping[str, Any]) -> None:
-            name, _ = await self._host.add(plugin["name"], plugin["target"], plugin["kwargs"], timeout)
-            names.append(name)
+        async def add(index: int, plugin: Mapping[str, Any]) -> None:
+            names[index], _ = await self._host.add(
+                plugin["name"], plugin["target"], plugin["kwargs"], timeout
+            )
 
-        for plugin in spec.plugins:
-            failed += await _error_of(add(plugin))
+        for index, plugin in enumerate(spec.plugins):
+            failed += await _error_of(add(index, plugin))
         return encode({"failed": _fitting(failed), "plugins": names})
 
     async def _plugin_add(self, request: Mapping[str, Any]) -> str:

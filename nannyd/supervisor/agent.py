@@ -247,13 +247,10 @@ class Agent:
             return [f"{it['where']}: {it['type']}: {it['message']}" for it in answer.get("failed", [])]
 
     def _note(self, wanted: list[Plugin], answer: dict[str, Any]) -> None:
-        """Remember the names of what was set up; what failed under its own name is tried again next time."""
-        names = [str(name) for name in answer.get("plugins", [])]
-        unnamed = iter([name for name in names if name not in {it.name for it in wanted}])
-        for plugin in wanted:
-            name = plugin.name if plugin.name is not None else next(unnamed, None)
-            if name is not None and (name in names or name in self._wanted.plugins):
-                self._wanted.plugins[name] = replace(plugin, name=name)
+        """Remember the names of what was set up; what was once and failed now is tried again next time."""
+        for plugin, name in zip(wanted, answer.get("plugins", []), strict=False):
+            if name is not None:
+                self._wanted.plugins[str(name)] = replace(plugin, name=str(name))
 
     def _with_overrides(self) -> dict[str, Any]:
         return {**self._facts, "env": {name: override.value for name, override in self.overrides.items()}}

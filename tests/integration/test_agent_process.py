@@ -66,7 +66,7 @@ def test_a_failure_in_setup_is_told_and_does_not_stop_the_rest(
         ],
     )
     answer = agent.do("setup", again=False)
-    assert answer["plugins"] == ["p"]
+    assert answer["plugins"] == [None, "p"]
     assert [(error["where"], error["type"]) for error in answer["failed"]] == [
         (f"preload {tmp_path}/bad.py", "ZeroDivisionError"),
         ("preload no.such.module", "ModuleNotFoundError"),

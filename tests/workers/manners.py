@@ -63,6 +63,23 @@ class Broken(NannyPlugin):
         raise ValueError("not today")
 
 
+class Moody(Noting):
+    """In its setup it does what the file *mood* says, and waits for that if it is a FIFO."""
+
+    def __init__(self, path: str, label: str, mood: str) -> None:
+        super().__init__(path, label)
+        self.mood = Path(mood)
+
+    def setup(self, nanny: Any) -> None:
+        note(self.path, f"{self.label} is in a mood")
+        mood = self.mood.read_text()
+        if mood == "raise":
+            raise ValueError("not today")
+        if mood == "die":
+            os._exit(3)
+        super().setup(nanny)
+
+
 async def block() -> None:
     time.sleep(3600)
 

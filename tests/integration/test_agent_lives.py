@@ -1,0 +1,54 @@
+"""One life of the agent after the other: what was to be set up in one, and what is in the next."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import Caller, Host, eventually, read_lines, send_signal
+
+from nannyd.config.explain import toml
+
+
+def noting(notes: Path, label: str, mood: Path | None = None) -> dict[str, Any]:
+    """Return a configured plugin, with or without moods."""
+    if mood is None:
+        return {"class": "manners:Noting", "kwargs": {"path": str(notes), "label": label}}
+    return {"class": "manners:Moody", "kwargs": {"path": str(notes), "label": label, "mood": str(mood)}}
+
+
+def config_of(*plugins: dict[str, Any], failure: str = "fail") -> str:
+    return f'[nanny]\nplugins = {toml(list(plugins))}\npreload-failure = "{failure}"\n'
+
+
+def agent_of(caller: Caller) -> dict[str, Any]:
+    found: dict[str, Any] = caller.get("Status")["agent"]
+    return found
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    return tmp_path / "notes"
+
+
+@pytest.fixture
+def mood(tmp_path: Path) -> Path:
+    path = tmp_path / "mood"
+    path.write_text("good")
+    return path
+
+
+def test_a_failed_plugin_does_not_take_the_place_of_the_next(nannyd: Host, notes: Path, mood: Path) -> None:
+    mood.write_text("raise")
+    config = config_of(noting(notes, "one", mood), noting(notes, "two"), failure="ignore")
+    run = nannyd("--", "sleep", "60", config=config)
+    run.ready()
+    with run.connect() as caller:
+        assert agent_of(caller)["plugins"] == ["two"]
+        send_signal(agent_of(caller)["processId"], signal.SIGKILL)
+        eventually(lambda: sum(it.startswith("two setup") for it in read_lines(notes)) == 2, "the second")
+        assert read_lines(notes).count("one is in a mood") == 1
+    assert run.stop() == 0
+    assert read_lines(notes)[-1] == "two teardown"
