@@ -8,6 +8,7 @@ The two talk JSON lines over a socket pair; `nannyd.agent` has the other end.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -56,14 +57,20 @@ class _Wanted:
     """What there is for the agent to do."""
 
     preloads: bool = False
+    new: list[Plugin] = field(default_factory=list)
+    """Those of the configuration until it is known what became of their setup."""
     plugins: dict[str, Plugin] = field(default_factory=dict)
     """Those that are set up, by name, in order."""
     calls: int = 0
     """Requests under way."""
 
     @property
+    def lasting(self) -> bool:
+        return self.preloads or bool(self.plugins or self.new)
+
+    @property
     def anything(self) -> bool:
-        return self.preloads or bool(self.plugins) or self.calls > 0
+        return self.lasting or self.calls > 0
 
 
 class Agent:
@@ -89,11 +96,10 @@ class Agent:
     async def start(self) -> list[str]:
         """Set up the configured preloads and plugins; return what failed, in words."""
         plan = self._plan().agent
-        self._wanted.preloads = bool(plan.preload)
+        self._wanted.preloads, self._wanted.new = bool(plan.preload), plan.plugins
         try:
-            return await self._begin(plan.plugins, again=False)
-        except (SpawnError, AgentFailedError) as error:
-            say(notices.AGENT_FAILED, detail=str(error))
+            return await self._begin(again=False)
+        except (SpawnError, AgentFailedError, CodeFailedError) as error:
             return [str(error)]
 
     async def plugin_add(self, name: str | None, target: str, kwargs: dict[str, Any]) -> tuple[str, bool]:
@@ -182,7 +188,7 @@ class Agent:
         if self._row.timer is not None:
             self._row.timer.cancel()
             self._row.timer = None
-        if self._life is None or not (self._wanted.plugins or self._wanted.preloads):
+        if self._life is None or not self._wanted.lasting:
             return
         try:
             answer = await self._life.ask("teardown", TEARDOWN_TIMEOUT, {})
@@ -204,7 +210,7 @@ class Agent:
     async def _request(self, do: str, within: float | None, **parameters: Any) -> dict[str, Any]:
         self._wanted.calls += 1
         try:
-            await self._begin([], again=True)
+            await self._begin(again=True)
             if self._life is None:
                 raise AgentFailedError("the agent has ended")
             return await self._life.ask(do, within, parameters)
@@ -212,8 +218,11 @@ class Agent:
             self._wanted.calls -= 1
             self._rest()
 
-    async def _begin(self, plugins: list[Plugin], *, again: bool) -> list[str]:
-        """Start the agent if it does not run, with all it has to set up; return what failed."""
+    async def _begin(self, *, again: bool) -> list[str]:
+        """Start the agent if it does not run, with all it has to set up; return what failed.
+
+        What it raises was told already, and will be tried again if there is something for the agent.
+        """
         async with self._starting:
             if self._life is not None:
                 return []
@@ -223,7 +232,7 @@ class Agent:
                 self._row.timer.cancel()
                 self._row.timer = None
             plan = self._plan()
-            wanted = [*self._wanted.plugins.values(), *plugins]
+            wanted = [*self._wanted.plugins.values(), *self._wanted.new]
             specification = {
                 "name": plan.name,
                 "preload": plan.agent.preload if self._wanted.preloads else [],
@@ -232,15 +241,24 @@ class Agent:
                 "entry_points": True,
                 "facts": self._with_overrides(),
             }
-            life = AgentLife(self._room, plan, specification, self._tasks, self._asked, self._over)
-            self._life = life
             self._row.began = self._room.loop.time()
+            try:
+                life = AgentLife(self._room, plan, specification, self._tasks, self._asked, self._over)
+            except SpawnError as error:
+                self._over(str(error))
+                raise
+            self._life = life
             say(notices.AGENT_STARTED, agent_pid=life.pid)
             self.changed()
             if not self._wanted.preloads and not wanted:
                 return []
             parts = len(wanted) + (len(plan.agent.preload) if self._wanted.preloads else 0)
-            answer = await life.ask("setup", SETUP_TIMEOUT, {"again": again}, parts)
+            try:
+                answer = await life.ask("setup", SETUP_TIMEOUT, {"again": again}, parts)
+            except (AgentFailedError, CodeFailedError) as error:
+                if self._life is life:  # it lives, and nobody knows what is set up in it
+                    life.fail(str(error))
+                raise
             self._note(wanted, answer)
             for failure in answer.get("failed", []):
                 say(notices.PLUGIN_FAILED, **told(failure))
@@ -251,6 +269,7 @@ class Agent:
         for plugin, name in zip(wanted, answer.get("plugins", []), strict=False):
             if name is not None:
                 self._wanted.plugins[str(name)] = replace(plugin, name=str(name))
+        self._wanted.new = []
 
     def _with_overrides(self) -> dict[str, Any]:
         return {**self._facts, "env": {name: override.value for name, override in self.overrides.items()}}
@@ -264,7 +283,7 @@ class Agent:
         now = self._room.loop.time()
         if now - self._row.began >= _STABLE:
             self._row.length = 0
-        if self._wanted.preloads or self._wanted.plugins:
+        if self._wanted.lasting:
             delay = restart_delay(_BACK_OFF, self._row.length, 0.5)
             self._row.length += 1
             self._row.timer = self._room.loop.call_later(delay, self._again)
@@ -276,10 +295,8 @@ class Agent:
         self._tasks.create_task(self._restart())
 
     async def _restart(self) -> None:
-        try:
-            await self._begin([], again=True)
-        except (SpawnError, AgentFailedError, CodeFailedError) as error:
-            self._over(str(error))
+        with suppress(SpawnError, AgentFailedError, CodeFailedError):
+            await self._begin(again=True)
 
     def _rest(self) -> None:
         """Let an agent that has nothing to do end after a while."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import signal
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from harness import Caller, Host, eventually, read_lines, send_signal
 
 from nannyd.config.explain import toml
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def noting(notes: Path, label: str, mood: Path | None = None) -> dict[str, Any]:
@@ -52,3 +54,36 @@ def test_a_failed_plugin_does_not_take_the_place_of_the_next(nannyd: Host, notes
         assert read_lines(notes).count("one is in a mood") == 1
     assert run.stop() == 0
     assert read_lines(notes)[-1] == "two teardown"
+
+
+def test_a_plugin_that_ends_the_agent_while_it_is_set_up_is_tried_again(
+    nannyd: Host, notes: Path, mood: Path
+) -> None:
+    mood.write_text("die")
+    config = config_of(noting(notes, "one"), noting(notes, "two", mood), failure="ignore")
+    run = nannyd("--", "sleep", "60", config=config)
+    run.ready()
+    run.wait_for("agent-failed")
+    mood.write_text("good")
+    with run.connect() as caller:
+        eventually(lambda: agent_of(caller)["plugins"] == ["one", "two"], "both are set up")
+    assert run.stop() == 0
+    assert read_lines(notes)[-2:] == ["two teardown", "one teardown"]
+
+
+def test_each_end_of_the_agent_is_told_once_and_answered_by_one_restart(
+    nannyd: Host, notes: Path, mood: Path
+) -> None:
+    run = nannyd("--", "sleep", "60", config=config_of(noting(notes, "one"), noting(notes, "two", mood)))
+    run.ready()
+    with run.connect() as caller:
+        mood.write_text("die")
+        send_signal(agent_of(caller)["processId"], signal.SIGKILL)
+        eventually(lambda: agent_of(caller)["restarts"] == 2, "two restarts")
+        eventually(lambda: len(run.all("agent-failed")) >= 3, "three ends")
+        mood.write_text("good")
+        eventually(lambda: sum(it.startswith("two setup") for it in read_lines(notes)) == 2, "it is set up")
+        assert agent_of(caller)["restarts"] == 3
+    assert run.stop() == 0
+    told = [record["detail"] for record in run.all("agent-failed")]
+    assert len(told) == len(set(told)) == 3
