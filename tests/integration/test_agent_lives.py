@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from typing import TYPE_CHECKING, Any
 
@@ -87,3 +88,32 @@ def test_each_end_of_the_agent_is_told_once_and_answered_by_one_restart(
     assert run.stop() == 0
     told = [record["detail"] for record in run.all("agent-failed")]
     assert len(told) == len(set(told)) == 3
+
+
+def test_a_stop_during_setup_takes_down_what_was_set_up(nannyd: Host, notes: Path, mood: Path) -> None:
+    mood.unlink()
+    os.mkfifo(mood)
+    config = config_of(noting(notes, "one"), noting(notes, "two", mood), noting(notes, "three"))
+    run = nannyd("--", "sleep", "60", config=config)
+    eventually(lambda: "two is in a mood" in read_lines(notes), "the second is being set up")
+    run.signal(signal.SIGTERM)
+    run.wait_for("stop-requested")
+    mood.write_text("good")
+    assert run.wait() == 0
+    done = [it.split()[:2] for it in read_lines(notes) if "mood" not in it]
+    begun = [label for label, what in done if what == "setup"]
+    assert begun[:2] == ["one", "two"]
+    assert [label for label, what in done if what == "teardown"] == begun[::-1]
+    assert "worker-started" not in run.events()
+
+
+def test_a_setup_that_never_ends_does_not_keep_others_from_their_teardown(
+    nannyd: Host, notes: Path, mood: Path
+) -> None:
+    mood.unlink()
+    os.mkfifo(mood)
+    run = nannyd("--", "sleep", "60", config=config_of(noting(notes, "one"), noting(notes, "two", mood)))
+    eventually(lambda: "two is in a mood" in read_lines(notes), "the second is being set up")
+    assert run.stop() == 0
+    assert read_lines(notes) == ["one setup t None", "two is in a mood", "one teardown"]
+    assert run.all("agent-failed") == []
