@@ -135,7 +135,7 @@ class Agent:
     def tell(self, what: str, **info: Any) -> None:
         """Let plugins know of something that happened."""
         if self._life is not None:
-            self._life.send({"tell": what, "info": info})
+            self._life.tell(what, info)
 
     def inform(self, facts: dict[str, Any]) -> None:
         """Bring the nanny object of the plugins up to date."""

@@ -117,3 +117,25 @@ def test_a_setup_that_never_ends_does_not_keep_others_from_their_teardown(
     assert run.stop() == 0
     assert read_lines(notes) == ["one setup t None", "two is in a mood", "one teardown"]
     assert run.all("agent-failed") == []
+
+
+def test_a_hook_that_blocks_the_agent_is_found_out(nannyd: Host, notes: Path) -> None:
+    config = config_of({"class": "manners:Blocking"}, noting(notes, "one"))
+    run = nannyd("--", "sleep", "60", config=config)
+    pid = run.ready()
+    assert "does not answer" in run.wait_for("agent-failed")["detail"]
+    run.wait_for("agent-started")
+    with run.connect() as caller:
+        eventually(lambda: sum(it.startswith("one setup") for it in read_lines(notes)) == 2, "set up again")
+        assert caller.get("Status")["worker"]["processId"] == pid
+    assert run.stop() == 0
+
+
+def test_a_call_without_a_deadline_that_blocks_the_agent_ends(nannyd: Host) -> None:
+    run = nannyd("--", "sleep", "60")
+    run.ready()
+    with run.connect() as caller:
+        failed = caller.call("Call", target="manners:block")
+        assert failed["error"] == "io.nannyd.Nanny.AgentFailed"
+        assert "does not answer" in failed["parameters"]["reason"]
+    assert run.stop() == 0

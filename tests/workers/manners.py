@@ -80,6 +80,13 @@ class Moody(Noting):
         super().setup(nanny)
 
 
+class Blocking(NannyPlugin):
+    """Blocks all of the agent when a worker is ready."""
+
+    async def worker_started(self, info: Any) -> None:
+        time.sleep(3600)
+
+
 async def block() -> None:
     time.sleep(3600)
 
