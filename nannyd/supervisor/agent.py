@@ -85,7 +85,8 @@ class Agent:
         self._row = _Row()
         self._idle: asyncio.TimerHandle | None = None
         self._closed = False
-        self.overrides: dict[str, Override] = {}
+        self._overrides: dict[str, dict[str, str]] = {}
+        """For each variable who has set it to what, the latest last: that is what holds."""
         self.restarts = 0
         self._facts: dict[str, Any] = {}
         self.changed: Callable[[], None] = lambda: None
@@ -123,9 +124,7 @@ class Agent:
             await self._request("plugin_remove", SETUP_TIMEOUT, name=name)
         finally:
             self._wanted.plugins.pop(name, None)
-            owner = f"plugin {name}"
-            for variable in [key for key, override in self.overrides.items() if override.owner == owner]:
-                del self.overrides[variable]
+            self.take_back(f"plugin {name}")
             say(notices.PLUGIN_REMOVED, plugin=name)
 
     async def call(self, target: str, args: list[Any], kwargs: dict[str, Any], within: float | None) -> Any:
@@ -144,12 +143,29 @@ class Agent:
             if self._life is not None:
                 self._life.send({"tell": "facts", "facts": self._with_overrides()})
 
-    def set_env(self, owner: str, name: str, value: str | None) -> None:
-        """Change a variable of the next worker; None: back to what it was."""
-        if value is None:
-            self.overrides.pop(name, None)
-        else:
-            self.overrides[name] = Override(value, owner)
+    def set_env(self, owner: str, name: str, value: str | None) -> str | None:
+        """Change a variable of the next worker; None: what it was without *owner*.  Return its value then."""
+        values = self._overrides.setdefault(name, {})
+        values.pop(owner, None)
+        if value is not None:
+            values[owner] = value
+        if not values:
+            del self._overrides[name]
+        return next(reversed(values.values()), None)
+
+    def take_back(self, owner: str) -> None:
+        """Forget all that *owner* has set, in an earlier life of the agent, too."""
+        names = [name for name, values in self._overrides.items() if owner in values]
+        for name in names:
+            self.set_env(owner, name, None)
+        if names and self._life is not None:
+            self._life.send({"tell": "facts", "facts": self._with_overrides()})
+
+    @property
+    def overrides(self) -> dict[str, Override]:
+        """Variables of the next worker that plugins have set."""
+        last = {name: next(reversed(values.items())) for name, values in self._overrides.items()}
+        return {name: Override(value, owner) for name, (owner, value) in last.items()}
 
     @property
     def plugins(self) -> list[str]:

@@ -139,3 +139,55 @@ def test_a_call_without_a_deadline_that_blocks_the_agent_ends(nannyd: Host) -> N
         assert failed["error"] == "io.nannyd.Nanny.AgentFailed"
         assert "does not answer" in failed["parameters"]["reason"]
     assert run.stop() == 0
+
+
+# --- Variables --------------------------------------------------------------------------------------------
+
+
+def variables(caller: Caller) -> dict[str, tuple[str, str]]:
+    """Return what plugins have set, as it is explained: value and origin."""
+    environment = caller.get("Explain")["explanation"]["environment"]
+    return {
+        it["name"]: (it["value"], it["origin"]) for it in environment if it["origin"].startswith("plugin ")
+    }
+
+
+def test_a_variable_that_two_plugins_set_is_that_of_the_other_when_one_is_gone(nannyd: Host) -> None:
+    run = nannyd("--", "sleep", "60", config="[restart]\ndelay = 0\n")
+    run.ready()
+    with run.connect() as caller:
+
+        def add(name: str) -> None:
+            kwargs = {"key": "LEVEL", "value": f"of {name}"}
+            caller.get("PluginAdd", name=name, target="manners:Variable", kwargs=kwargs)
+
+        for name in ("a", "b", "c"):
+            add(name)
+        assert variables(caller) == {"LEVEL": ("of c", "plugin c")}
+        caller.get("PluginRemove", name="a")
+        assert variables(caller) == {"LEVEL": ("of c", "plugin c")}
+        caller.get("PluginRemove", name="c")
+        assert variables(caller) == {"LEVEL": ("of b", "plugin b")}
+        seen = caller.get("Call", target="manners:seen")["result"]["value"]
+        assert seen == {"LEVEL": "of b"}
+        caller.get("PluginRemove", name="b")
+        assert variables(caller) == {}
+    assert run.stop() == 0
+
+
+def test_a_replaced_plugin_takes_back_what_it_had_set_before_a_crash_of_the_agent(nannyd: Host) -> None:
+    run = nannyd("--", "sleep", "60", config="[restart]\ndelay = 0\n")
+    pid = run.ready()
+    with run.connect() as caller:
+        caller.get("PluginAdd", name="p", target="manners:Learning")
+        send_signal(pid, signal.SIGKILL)
+        eventually(lambda: variables(caller) == {"LEARNT": ("much", "plugin p")}, "it has set it")
+        send_signal(agent_of(caller)["processId"], signal.SIGKILL)
+        run.wait_for("agent-failed")
+        eventually(lambda: agent_of(caller)["state"] == "running", "it is back")
+        assert variables(caller) == {"LEARNT": ("much", "plugin p")}
+        kwargs = {"key": "OTHER", "value": "1"}
+        caller.get("PluginAdd", name="p", target="manners:Variable", kwargs=kwargs)
+        assert variables(caller) == {"OTHER": ("1", "plugin p")}
+        assert caller.get("Call", target="manners:seen")["result"]["value"] == {"OTHER": "1"}
+    assert run.stop() == 0

@@ -56,6 +56,16 @@ class Variable(NannyPlugin):
         nanny.env[self.key] = self.value
 
 
+class Learning(NannyPlugin):
+    """Sets a variable when a worker has ended."""
+
+    def setup(self, nanny: Any) -> None:
+        self.nanny = nanny
+
+    def worker_exited(self, info: Any) -> None:
+        self.nanny.env["LEARNT"] = "much"
+
+
 class Broken(NannyPlugin):
     """Cannot be set up."""
 
@@ -106,6 +116,11 @@ def fail() -> None:
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)  # noqa: TID251
+
+
+def seen(nanny: Any) -> dict[str, str]:
+    """Return what plugins have set, as the agent sees it."""
+    return dict(nanny.env)
 
 
 def pid() -> int:
