@@ -169,7 +169,7 @@ class Host:
             try:
                 await hosted.call("teardown", timeout)
             finally:
-                hosted.nanny.env.take_back()
+                hosted.nanny.env.take_all_back()
         return hosted
 
     def _make(

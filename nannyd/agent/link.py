@@ -75,6 +75,10 @@ class Link:
             self._ask(number, "set_env", {"plugin": owner, "name": name, "value": value})
             self._changes[number] = (name, value)
 
+    def take_back(self, owner: str) -> None:
+        """Have all forgotten that *owner* has set, in an earlier life of the agent, too."""
+        self.ask("take_back", plugin=owner)
+
     @property
     def env(self) -> dict[str, str]:
         """What all plugins together have set, the unconfirmed included."""
@@ -90,7 +94,8 @@ class Link:
             asked = self._asked.pop(number, None)
             change = self._changes.pop(number, None)
             if change is not None and "ok" in message:
-                _apply(self.facts.env, *change)  # until the next facts, which have it
+                # Until the next facts, which have it; the answer tells what another one has set.
+                _apply(self.facts.env, change[0], message["ok"].get("value", change[1]))
         if asked is None:
             return
         with contextlib.suppress(InvalidStateError):  # nobody waits any more

@@ -100,6 +100,11 @@ class Environment(MutableMapping[str, str]):
         while self._own:
             self._link.set_env(self._owner, self._own.popitem()[0], None)
 
+    def take_all_back(self) -> None:
+        """Undo what was set by this owner, before a crash of the agent, too."""
+        self.take_back()
+        self._link.take_back(self._owner)
+
 
 class Nanny:
     """The nanny of one worker, as its plugins see it."""

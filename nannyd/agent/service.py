@@ -4,7 +4,7 @@ A request is `{"id": 7, "do": WHAT, "timeout": SECONDS, …}`.  It is answered o
 `{"id": 7, "ok": {…}}` or `{"id": 7, "error": {where, type, message, traceback}}`; requests may overlap.
 
     WHAT           with                            ok
-    setup                                          failed: [error, …], plugins: [name, …]
+    setup                                          failed: [error, …], plugins: [name|null, …]
     plugin_add     name|null target kwargs again   name, restart
     plugin_remove  name
     teardown                                       failed: [error, …]
@@ -12,6 +12,7 @@ A request is `{"id": 7, "do": WHAT, "timeout": SECONDS, …}`.  It is answered o
     ping
 
 `timeout` is for the whole, but for setup: there each preload and plugin has it.  Only a call may have null.
+The names of setup are in the order of the specification; null is one that failed.
 Not answered: `{"tell": "facts", "facts": {…}}`, and `{"tell": HOOK, "info": {…}, "timeout": SECONDS}`.
 
 The agent asks `{"ask": 9, "what": …, "parameters": {…}}`, answered by `{"answer": 9, "ok": {}}` or
@@ -23,6 +24,7 @@ teardown of a replaced plugin fails, and `{"say": "deprecated", "message": …}`
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from nannyd.agent.call import call
@@ -31,6 +33,7 @@ from nannyd.agent.host import Host
 from nannyd.agent.link import Link
 from nannyd.agent.nanny import Nanny
 from nannyd.agent.preloads import Preloads
+from nannyd.agent.turns import Turns
 from nannyd.agent.work import Failed, Work, describe
 from nannyd.core import wire
 
@@ -54,6 +57,9 @@ class Service:
         self._preloads = Preloads(self._link)
         self._host = Host(self._link, channel.send, entry_points=spec.entry_points)
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._turns = Turns()
+        """Setup and teardown of all are not done at the same time, if it can be helped."""
+        self._ending = False
         self._does: dict[str, Callable[[Mapping[str, Any]], Awaitable[str]]] = {
             "setup": self._set_up,
             "plugin_add": self._plugin_add,
@@ -97,20 +103,34 @@ class Service:
             self._channel.send_text(f'{{"id":{encode(number)},"ok":{ok}}}')
 
     async def _set_up(self, request: Mapping[str, Any]) -> str:
-        """Set up preloads, then plugins.  Each has the time of the request for itself."""
-        timeout, failed = request["timeout"], []
-        spec = self._spec
+        """Set up preloads, then plugins.  Each has the time of the request for itself.
+
+        A teardown that is asked for meanwhile lets what is under way end, and the rest not begin.
+        """
+        timeout, spec = request["timeout"], self._spec
+        failed: list[dict[str, str]] = []
+        names: list[str | None] = [None] * len(spec.plugins)
+
+        async def add(index: int, plugin: Mapping[str, Any]) -> None:
+            names[index], _ = await self._host.add(
+                plugin["name"], plugin["target"], plugin["kwargs"], timeout
+            )
+
         argvs = [*spec.preload_argv, *([] for _ in spec.preload)]
-        for name, argv in zip(spec.preload, argvs, strict=False):
-            failed += await _error_of(self._preloads.set_up(name, argv, timeout))
-        names = []
-
-        async def add(plugin: Mapping[str, Any]) -> None:
-            name, _ = await self._host.add(plugin["name"], plugin["target"], plugin["kwargs"], timeout)
-            names.append(name)
-
-        for plugin in spec.plugins:
-            failed += await _error_of(add(plugin))
+        todo: list[Callable[[], Awaitable[object]]] = [
+            *(
+                lambda name=name, argv=argv: self._preloads.set_up(name, argv, timeout)
+                for name, argv in zip(spec.preload, argvs, strict=False)
+            ),
+            *(
+                lambda index=index, plugin=plugin: add(index, plugin)
+                for index, plugin in enumerate(spec.plugins)
+            ),
+        ]
+        async with self._turns.take(None):
+            for set_up in todo:
+                if not self._ending:
+                    failed += await _error_of(set_up())
         return encode({"failed": _fitting(failed), "plugins": names})
 
     async def _plugin_add(self, request: Mapping[str, Any]) -> str:
@@ -125,10 +145,15 @@ class Service:
     async def _tear_down(self, request: Mapping[str, Any]) -> str:
         """Tear down plugins, then preloads, the last one first.
 
-        The time is for all; each but the last gets at most half of what is left, lest one takes it all.
+        The time is for all; each but the last gets at most half of what is left, lest one takes it all; so
+        does what is being set up.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + request["timeout"]
+        timeout, self._ending = request["timeout"], True
+        deadline = loop.time() + timeout
+        with contextlib.suppress(TimeoutError):
+            async with self._turns.take(timeout / 2):
+                pass
         todo: list[Callable[[float], Awaitable[object]]] = [
             *(lambda left, name=name: self._preloads.end(name, left) for name in self._preloads.names()),
             *(lambda left, name=name: self._host.end(name, left) for name in self._host.names()),

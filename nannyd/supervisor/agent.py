@@ -8,6 +8,7 @@ The two talk JSON lines over a socket pair; `nannyd.agent` has the other end.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -56,14 +57,20 @@ class _Wanted:
     """What there is for the agent to do."""
 
     preloads: bool = False
+    new: list[Plugin] = field(default_factory=list)
+    """Those of the configuration until it is known what became of their setup."""
     plugins: dict[str, Plugin] = field(default_factory=dict)
     """Those that are set up, by name, in order."""
     calls: int = 0
     """Requests under way."""
 
     @property
+    def lasting(self) -> bool:
+        return self.preloads or bool(self.plugins or self.new)
+
+    @property
     def anything(self) -> bool:
-        return self.preloads or bool(self.plugins) or self.calls > 0
+        return self.lasting or self.calls > 0
 
 
 class Agent:
@@ -78,7 +85,8 @@ class Agent:
         self._row = _Row()
         self._idle: asyncio.TimerHandle | None = None
         self._closed = False
-        self.overrides: dict[str, Override] = {}
+        self._overrides: dict[str, dict[str, str]] = {}
+        """For each variable who has set it to what, the latest last: that is what holds."""
         self.restarts = 0
         self._facts: dict[str, Any] = {}
         self.changed: Callable[[], None] = lambda: None
@@ -89,11 +97,10 @@ class Agent:
     async def start(self) -> list[str]:
         """Set up the configured preloads and plugins; return what failed, in words."""
         plan = self._plan().agent
-        self._wanted.preloads = bool(plan.preload)
+        self._wanted.preloads, self._wanted.new = bool(plan.preload), plan.plugins
         try:
-            return await self._begin(plan.plugins, again=False)
-        except (SpawnError, AgentFailedError) as error:
-            say(notices.AGENT_FAILED, detail=str(error))
+            return await self._begin(again=False)
+        except (SpawnError, AgentFailedError, CodeFailedError) as error:
             return [str(error)]
 
     async def plugin_add(self, name: str | None, target: str, kwargs: dict[str, Any]) -> tuple[str, bool]:
@@ -117,9 +124,7 @@ class Agent:
             await self._request("plugin_remove", SETUP_TIMEOUT, name=name)
         finally:
             self._wanted.plugins.pop(name, None)
-            owner = f"plugin {name}"
-            for variable in [key for key, override in self.overrides.items() if override.owner == owner]:
-                del self.overrides[variable]
+            self.take_back(f"plugin {name}")
             say(notices.PLUGIN_REMOVED, plugin=name)
 
     async def call(self, target: str, args: list[Any], kwargs: dict[str, Any], within: float | None) -> Any:
@@ -129,7 +134,7 @@ class Agent:
     def tell(self, what: str, **info: Any) -> None:
         """Let plugins know of something that happened."""
         if self._life is not None:
-            self._life.send({"tell": what, "info": info})
+            self._life.tell(what, info)
 
     def inform(self, facts: dict[str, Any]) -> None:
         """Bring the nanny object of the plugins up to date."""
@@ -138,12 +143,29 @@ class Agent:
             if self._life is not None:
                 self._life.send({"tell": "facts", "facts": self._with_overrides()})
 
-    def set_env(self, owner: str, name: str, value: str | None) -> None:
-        """Change a variable of the next worker; None: back to what it was."""
-        if value is None:
-            self.overrides.pop(name, None)
-        else:
-            self.overrides[name] = Override(value, owner)
+    def set_env(self, owner: str, name: str, value: str | None) -> str | None:
+        """Change a variable of the next worker; None: what it was without *owner*.  Return its value then."""
+        values = self._overrides.setdefault(name, {})
+        values.pop(owner, None)
+        if value is not None:
+            values[owner] = value
+        if not values:
+            del self._overrides[name]
+        return next(reversed(values.values()), None)
+
+    def take_back(self, owner: str) -> None:
+        """Forget all that *owner* has set, in an earlier life of the agent, too."""
+        names = [name for name, values in self._overrides.items() if owner in values]
+        for name in names:
+            self.set_env(owner, name, None)
+        if names and self._life is not None:
+            self._life.send({"tell": "facts", "facts": self._with_overrides()})
+
+    @property
+    def overrides(self) -> dict[str, Override]:
+        """Variables of the next worker that plugins have set."""
+        last = {name: next(reversed(values.items())) for name, values in self._overrides.items()}
+        return {name: Override(value, owner) for name, (owner, value) in last.items()}
 
     @property
     def plugins(self) -> list[str]:
@@ -182,7 +204,7 @@ class Agent:
         if self._row.timer is not None:
             self._row.timer.cancel()
             self._row.timer = None
-        if self._life is None or not (self._wanted.plugins or self._wanted.preloads):
+        if self._life is None or not self._wanted.lasting:
             return
         try:
             answer = await self._life.ask("teardown", TEARDOWN_TIMEOUT, {})
@@ -204,7 +226,7 @@ class Agent:
     async def _request(self, do: str, within: float | None, **parameters: Any) -> dict[str, Any]:
         self._wanted.calls += 1
         try:
-            await self._begin([], again=True)
+            await self._begin(again=True)
             if self._life is None:
                 raise AgentFailedError("the agent has ended")
             return await self._life.ask(do, within, parameters)
@@ -212,8 +234,11 @@ class Agent:
             self._wanted.calls -= 1
             self._rest()
 
-    async def _begin(self, plugins: list[Plugin], *, again: bool) -> list[str]:
-        """Start the agent if it does not run, with all it has to set up; return what failed."""
+    async def _begin(self, *, again: bool) -> list[str]:
+        """Start the agent if it does not run, with all it has to set up; return what failed.
+
+        What it raises was told already, and will be tried again if there is something for the agent.
+        """
         async with self._starting:
             if self._life is not None:
                 return []
@@ -223,7 +248,7 @@ class Agent:
                 self._row.timer.cancel()
                 self._row.timer = None
             plan = self._plan()
-            wanted = [*self._wanted.plugins.values(), *plugins]
+            wanted = [*self._wanted.plugins.values(), *self._wanted.new]
             specification = {
                 "name": plan.name,
                 "preload": plan.agent.preload if self._wanted.preloads else [],
@@ -232,28 +257,35 @@ class Agent:
                 "entry_points": True,
                 "facts": self._with_overrides(),
             }
-            life = AgentLife(self._room, plan, specification, self._tasks, self._asked, self._over)
-            self._life = life
             self._row.began = self._room.loop.time()
+            try:
+                life = AgentLife(self._room, plan, specification, self._tasks, self._asked, self._over)
+            except SpawnError as error:
+                self._over(str(error))
+                raise
+            self._life = life
             say(notices.AGENT_STARTED, agent_pid=life.pid)
             self.changed()
             if not self._wanted.preloads and not wanted:
                 return []
             parts = len(wanted) + (len(plan.agent.preload) if self._wanted.preloads else 0)
-            answer = await life.ask("setup", SETUP_TIMEOUT, {"again": again}, parts)
+            try:
+                answer = await life.ask("setup", SETUP_TIMEOUT, {"again": again}, parts)
+            except (AgentFailedError, CodeFailedError) as error:
+                if self._life is life:  # it lives, and nobody knows what is set up in it
+                    life.fail(str(error))
+                raise
             self._note(wanted, answer)
             for failure in answer.get("failed", []):
                 say(notices.PLUGIN_FAILED, **told(failure))
             return [f"{it['where']}: {it['type']}: {it['message']}" for it in answer.get("failed", [])]
 
     def _note(self, wanted: list[Plugin], answer: dict[str, Any]) -> None:
-        """Remember the names of what was set up; what failed under its own name is tried again next time."""
-        names = [str(name) for name in answer.get("plugins", [])]
-        unnamed = iter([name for name in names if name not in {it.name for it in wanted}])
-        for plugin in wanted:
-            name = plugin.name if plugin.name is not None else next(unnamed, None)
-            if name is not None and (name in names or name in self._wanted.plugins):
-                self._wanted.plugins[name] = replace(plugin, name=name)
+        """Remember the names of what was set up; what was once and failed now is tried again next time."""
+        for plugin, name in zip(wanted, answer.get("plugins", []), strict=False):
+            if name is not None:
+                self._wanted.plugins[str(name)] = replace(plugin, name=str(name))
+        self._wanted.new = []
 
     def _with_overrides(self) -> dict[str, Any]:
         return {**self._facts, "env": {name: override.value for name, override in self.overrides.items()}}
@@ -267,7 +299,7 @@ class Agent:
         now = self._room.loop.time()
         if now - self._row.began >= _STABLE:
             self._row.length = 0
-        if self._wanted.preloads or self._wanted.plugins:
+        if self._wanted.lasting:
             delay = restart_delay(_BACK_OFF, self._row.length, 0.5)
             self._row.length += 1
             self._row.timer = self._room.loop.call_later(delay, self._again)
@@ -279,10 +311,8 @@ class Agent:
         self._tasks.create_task(self._restart())
 
     async def _restart(self) -> None:
-        try:
-            await self._begin([], again=True)
-        except (SpawnError, AgentFailedError, CodeFailedError) as error:
-            self._over(str(error))
+        with suppress(SpawnError, AgentFailedError, CodeFailedError):
+            await self._begin(again=True)
 
     def _rest(self) -> None:
         """Let an agent that has nothing to do end after a while."""

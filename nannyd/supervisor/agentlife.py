@@ -38,6 +38,8 @@ _UNSENT_MAX = 4 << 20
 _MARGIN = 2.0
 """Seconds by which the agent may be late with its own verdict on a deadline."""
 _PING_TIMEOUT = 3.0
+_LOOK_AFTER = 5.0
+"""Seconds after which an agent that has something to do is looked after."""
 _END_TIMEOUT = 5.0
 """Seconds for an agent to go when its channel was closed."""
 
@@ -95,6 +97,9 @@ class AgentLife:
         self._unsent = bytearray()
         self._why = ""
         self._wanted = True
+        self._look: asyncio.TimerHandle | None = None
+        self._told = False
+        """Plugins were told something that no look has followed yet."""
         self._ended = asyncio.Event()
         self._leaf: Leaf | None = room.delegation.agent_leaf() if room.delegation is not None else None
         self._channel, inside = socket.socketpair()
@@ -161,6 +166,8 @@ class AgentLife:
         that does not even answer that is killed.
         """
         patience = None if within is None else within * max(1, parts) + _MARGIN
+        if patience is None:
+            self._look_soon()
         try:
             async with asyncio.timeout(patience):
                 return await self._answer_to(do, {**parameters, "timeout": within})
@@ -168,6 +175,27 @@ class AgentLife:
             if self._wanted and not await self._answers():
                 self.fail("it does not answer")
             raise AgentFailedError(f"no answer to {do} within {patience:g}s") from None
+
+    def tell(self, what: str, info: dict[str, Any]) -> None:
+        """Let plugins know; nothing is answered, but one that blocks the agent is found out."""
+        self.send({"tell": what, "info": info})
+        self._told = True
+        self._look_soon()
+
+    def _look_soon(self) -> None:
+        if self._look is None and not self._ended.is_set():
+            self._look = self._room.loop.call_later(_LOOK_AFTER, self._look_now)
+
+    def _look_now(self) -> None:
+        self._look, self._told = None, False
+        self._tasks.create_task(self._look_after())
+
+    async def _look_after(self) -> None:
+        if await self._answers():
+            if self._told or self._pending:
+                self._look_soon()
+        elif self._wanted:
+            self.fail("it does not answer")
 
     async def _answers(self) -> bool:
         try:
@@ -301,6 +329,8 @@ class AgentLife:
         self._kill()  # what it has forked goes with it
         loop.remove_reader(self._channel)
         loop.remove_writer(self._channel)
+        if self._look is not None:
+            self._look.cancel()
         self._room.helpers.release(self.pid)
         how = (
             f"exited with status {status.code}"

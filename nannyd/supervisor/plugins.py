@@ -174,7 +174,10 @@ def answer_agent(
     call: Any = AgentCall(life, number)
     try:
         if what == "set_env":
-            _set_env(agent, parameters)
+            call.reply({"value": _set_env(agent, parameters)})
+            return
+        if what == "take_back":
+            agent.take_back(_owner(str(parameters.get("plugin"))))
             call.reply({})
             return
         method = methods[_ASKED[what]]
@@ -190,7 +193,7 @@ def answer_agent(
             call.reply(reply)
 
 
-def _set_env(agent: Agent, parameters: dict[str, Any]) -> None:
+def _set_env(agent: Agent, parameters: dict[str, Any]) -> str | None:
     plugin, name, value = (parameters.get(key) for key in ("plugin", "name", "value"))
     named = isinstance(name, str) and name and "=" not in name and "\0" not in name
     if not named or not isinstance(plugin, str) or not (value is None or isinstance(value, str)):
@@ -198,5 +201,8 @@ def _set_env(agent: Agent, parameters: dict[str, Any]) -> None:
         raise error("InvalidArgument", parameter="name", reason=reason)
     if isinstance(value, str) and "\0" in value:
         raise error("InvalidArgument", parameter="value", reason="has a NUL character")
-    owner = plugin if plugin.startswith(("preload ", "call ")) else f"plugin {plugin}"
-    agent.set_env(owner, str(name), value)
+    return agent.set_env(_owner(plugin), str(name), value)
+
+
+def _owner(plugin: str) -> str:
+    return plugin if plugin.startswith(("preload ", "call ")) else f"plugin {plugin}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from agent_peer import Agent, AgentError
-from harness import WORKERS, descriptors_of, eventually, interpreters, lives, status_of
+from harness import WORKERS, descriptors_of, eventually, interpreters, lives, read_lines, status_of
 
 from nannyd.core import wire
 
@@ -66,7 +66,7 @@ def test_a_failure_in_setup_is_told_and_does_not_stop_the_rest(
         ],
     )
     answer = agent.do("setup", again=False)
-    assert answer["plugins"] == ["p"]
+    assert answer["plugins"] == [None, "p"]
     assert [(error["where"], error["type"]) for error in answer["failed"]] == [
         (f"preload {tmp_path}/bad.py", "ZeroDivisionError"),
         ("preload no.such.module", "ModuleNotFoundError"),
@@ -102,6 +102,29 @@ def test_blocked_teardowns_leave_time_for_the_others(agent: Agent) -> None:
     told = agent.story()
     assert "plain teardown of w1" in told
     assert "is not to be cancelled" in told
+
+
+def test_teardown_during_setup_waits_for_what_is_under_way_and_lets_nothing_else_begin(
+    launch_agent: Callable[..., Agent], tmp_path: Path
+) -> None:
+    os.mkfifo(mood := tmp_path / "mood")
+    notes = str(tmp_path / "notes")
+    kwargs = {"path": notes, "label": "one", "mood": str(mood)}
+    agent = launch_agent()
+    agent.specify(
+        plugins=[
+            {"name": "one", "target": "manners:Moody", "kwargs": kwargs},
+            {"name": "two", "target": "manners:Noting", "kwargs": {"path": notes, "label": "two"}},
+        ]
+    )
+    setup = agent.request("setup", again=False)
+    eventually(lambda: read_lines(Path(notes)), "the setup is under way")
+    teardown = agent.request("teardown")
+    agent.do("ping")
+    mood.write_text("good")
+    assert agent.answer(setup) == {"failed": [], "plugins": ["one", None]}
+    assert agent.answer(teardown) == {"failed": []}
+    assert read_lines(Path(notes)) == ["one is in a mood", "one setup w1 4242", "one teardown"]
 
 
 def test_many_large_failures_fit_one_line(launch_agent: Callable[..., Agent]) -> None:

@@ -56,11 +56,45 @@ class Variable(NannyPlugin):
         nanny.env[self.key] = self.value
 
 
+class Learning(NannyPlugin):
+    """Sets a variable when a worker has ended."""
+
+    def setup(self, nanny: Any) -> None:
+        self.nanny = nanny
+
+    def worker_exited(self, info: Any) -> None:
+        self.nanny.env["LEARNT"] = "much"
+
+
 class Broken(NannyPlugin):
     """Cannot be set up."""
 
     def setup(self, nanny: Any) -> None:
         raise ValueError("not today")
+
+
+class Moody(Noting):
+    """In its setup it does what the file *mood* says, and waits for that if it is a FIFO."""
+
+    def __init__(self, path: str, label: str, mood: str) -> None:
+        super().__init__(path, label)
+        self.mood = Path(mood)
+
+    def setup(self, nanny: Any) -> None:
+        note(self.path, f"{self.label} is in a mood")
+        mood = self.mood.read_text()
+        if mood == "raise":
+            raise ValueError("not today")
+        if mood == "die":
+            os._exit(3)
+        super().setup(nanny)
+
+
+class Blocking(NannyPlugin):
+    """Blocks all of the agent when a worker is ready."""
+
+    async def worker_started(self, info: Any) -> None:
+        time.sleep(3600)
 
 
 async def block() -> None:
@@ -82,6 +116,11 @@ def fail() -> None:
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)  # noqa: TID251
+
+
+def seen(nanny: Any) -> dict[str, str]:
+    """Return what plugins have set, as the agent sees it."""
+    return dict(nanny.env)
 
 
 def pid() -> int:
