@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -130,6 +131,55 @@ def _tail(part: Part, count: int, timeout: float) -> list[Line]:
     except (OSError, subprocess.TimeoutExpired):
         return []
     return [line for text in done.stdout.splitlines() if (line := parse(text)) is not None]
+
+
+def last_exit(instance: Instance) -> dict[str, Any] | None:
+    """Return what nannyd recorded of the latest end of a worker, as the type Exit; None: not to be had."""
+    if why_not(instance) is not None:
+        return None
+    which = ("NANNYD_EVENT=worker-ended", "NANNYD_EVENT=worker-failed")
+    options = ("--lines=1", "--output=json", "--no-pager", "--quiet", "--all")
+    try:
+        done = subprocess.run(
+            journalctl([instance], *options, *which),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_PATIENCE,
+            check=False,
+        )
+        return recorded_exit(json.loads(done.stdout))
+    except (OSError, subprocess.TimeoutExpired, ValueError, TypeError, RecursionError):
+        return None
+
+
+def recorded_exit(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return the Exit that a journal *entry* tells of.  Raises ValueError or TypeError for another entry."""
+
+    def number(name: str) -> int | None:
+        value = entry.get(name)
+        return None if value is None else int(value)
+
+    signal_number, uptime = number("EXIT_SIGNAL"), number("UPTIME_USEC")
+    return {
+        "generation": int(entry.get("NANNYD_GENERATION", 0)),
+        "result": _text(entry.get("RESULT")),
+        "who": _text(entry.get("WHO")),
+        "how": _text(entry.get("HOW")),
+        "detail": _text(entry.get("DETAIL", "")),
+        "exitStatus": number("EXIT_STATUS"),
+        "signal": None if signal_number is None else _signal_name(signal_number),
+        "at": int(entry["__REALTIME_TIMESTAMP"]) if "__REALTIME_TIMESTAMP" in entry else 0,
+        "uptime": None if uptime is None else uptime / 1e6,
+        "memoryPeak": number("MEMORY_PEAK"),
+        "wasReady": entry.get("WAS_READY") == "yes",
+    }
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # real-time signals have no name in Python
+        return str(number)
 
 
 def parse(text: bytes) -> Line | None:

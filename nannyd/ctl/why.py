@@ -1,5 +1,7 @@
 """`nannyctl why`: how the last life that is over ended, who ended it, and what nannyd said about it.
 
+Where there is no nannyd any more, the journal tells.
+
 JSON: a list of objects `{"name", "scope", "reason": why nannyd does not answer or null, "exit": the type Exit
 of io.nannyd.Nanny or null, "events": [...], "lines": what the worker said last, as in `nannyctl status`}`.
 """
@@ -41,6 +43,8 @@ class End:
     events: list[Event]
     lines: list[Line] = field(default_factory=list)
     """What the worker said last, oldest first; where there is no nannyd, what anybody said."""
+    exit: Reply | None = None
+    """The type Exit, from nannyd or, where there is none, from the journal."""
 
 
 def why(command: Command) -> int:
@@ -83,10 +87,12 @@ def _reply(instance: Instance, answers: dict[int, Reply | FailureError]) -> Repl
 
 def _end(instance: Instance, reply: Reply | None) -> End:
     if reply is None:
-        return End(instance, None, None, [])
+        found = journal.last_exit(instance)
+        recorded = None if found is None else replies.exit_of(replies.Table(found))
+        return End(instance, None, recorded, [], exit=found)
     table = replies.Table(reply).table_or_none("exit")
     last = None if table is None else replies.exit_of(table)
-    return End(instance, reply, last, replies.events(reply, "events"))
+    return End(instance, reply, last, replies.events(reply, "events"), exit=reply.get("exit"))
 
 
 def _part(end: End) -> journal.Part | None:
@@ -106,7 +112,7 @@ def _described(end: End) -> dict[str, Any]:
         "name": end.instance.name,
         "scope": end.instance.scope.value,
         "reason": end.instance.reason or None,
-        "exit": None if end.reply is None else end.reply.get("exit"),
+        "exit": end.exit,
         "events": [] if end.reply is None else end.reply.get("events", []),
         "lines": journal.described(end.lines),
     }
@@ -119,6 +125,9 @@ def _text(end: End, command: Command) -> str:
         at = None if instance.unit is None else instance.unit.changed_at
         when = "" if at is None else f", {render.since(at, command.now)}"
         lines = [f"{head}{clean(instance.reason or instance.state)}{when}"]
+        if last is not None:
+            lines += labelled("Its worker", clean(last.how))
+            lines += _labels(end, last, command)
         lines += [] if end.lines else labelled("Records", f"nannyctl logs {clean(instance.name)}")
     elif last is None:
         return f"{head}no life of its worker is over yet\n"

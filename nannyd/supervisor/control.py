@@ -72,6 +72,7 @@ class Control:
         self._unit = facts.own_unit()
         self._group = _group()
         self._user = _user_name(os.geteuid())
+        self._clock = facts.WallClock()
         self._waits: list[Wait] = []
         supervisor.watchers.append(self._look)
         here = Path(__file__)
@@ -168,7 +169,7 @@ class Control:
     # --- Looking ----------------------------------------------------------------------------------
 
     def _status(self, _: Call) -> dict[str, Any]:
-        return facts.status(self._supervisor, self._agent, self._loop.time(), self._started, self._unit)
+        return facts.status(self._supervisor, self._agent, self._at(), self._started, self._unit)
 
     def _explain(self, _: Call) -> dict[str, Any]:
         return self._plugins.explain(self._reloader.handover.explanation())
@@ -177,11 +178,11 @@ class Control:
         ended = self._supervisor.ended
         if ended is None:
             return {"exit": None, "events": []}
-        exit_ = facts.ended(ended, facts.wall_clock(self._loop.time()))
+        exit_ = facts.ended(ended, self._at())
         return {"exit": exit_, "events": self._ring.of_life(ended.exit.generation)}
 
     def _history(self, _: Call) -> dict[str, Any]:
-        at = facts.wall_clock(self._loop.time())
+        at = self._at()
         samples = self._supervisor.history.samples()
         return {"samples": [{"at": at(instant), "workingSet": size} for instant, size in samples]}
 
@@ -189,7 +190,7 @@ class Control:
         status = self._status(call)
         fields = {key: status[key] for key in ("state", "activeState", "goal")}
         first = {
-            "at": facts.wall_clock(0.0)(0.0),
+            "at": self._at()(self._loop.time()),
             "event": "monitoring",
             "priority": 6,
             "message": status["sentence"],
@@ -301,8 +302,11 @@ class Control:
     def _look(self) -> None:
         self._waits = [wait for wait in self._waits if not wait.look()]
 
+    def _at(self) -> Callable[[float | None], int | None]:
+        return self._clock.at(self._loop.time())
+
     def _exit(self) -> dict[str, Any] | None:
-        return facts.ended(self._supervisor.ended, facts.wall_clock(self._loop.time()))
+        return facts.ended(self._supervisor.ended, self._at())
 
     def _reason(self, call: Call, method: str, reason: str | None) -> str:
         if reason is not None and len(reason) > _REASON_MAX:

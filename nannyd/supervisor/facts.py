@@ -24,15 +24,28 @@ if TYPE_CHECKING:
 
 Facts = dict[str, Any]
 
+_CLOCK_WAS_SET = 500_000
+"""Microseconds."""
 
-def wall_clock(now: float) -> Callable[[float | None], int | None]:
-    """Return what makes microseconds since the epoch of the loop's seconds; *now* is the loop's now."""
-    since_epoch = time.time_ns() // 1000
 
-    def convert(instant: float | None) -> int | None:
-        return None if instant is None else since_epoch + int((instant - now) * 1e6)
+class WallClock:
+    """Makes microseconds since the epoch of the loop's seconds, the same for the same instant."""
 
-    return convert
+    def __init__(self) -> None:
+        """Begin with no idea."""
+        self._since_epoch = 0
+
+    def at(self, now: float) -> Callable[[float | None], int | None]:
+        """Return the conversion; *now* is the loop's now."""
+        offset = time.time_ns() // 1000 - int(now * 1e6)
+        # The two clocks are never read at the same time: only a clock that was set is heeded.
+        if abs(offset - self._since_epoch) > _CLOCK_WAS_SET:
+            self._since_epoch = offset
+
+        def convert(instant: float | None) -> int | None:
+            return None if instant is None else self._since_epoch + int(instant * 1e6)
+
+        return convert
 
 
 def own_unit() -> str | None:
@@ -42,9 +55,14 @@ def own_unit() -> str | None:
     return next((part for part in reversed(path.split("/")) if part.endswith(".service")), None)
 
 
-def status(supervisor: Supervisor, agent: Agent, now: float, started: float, unit: str | None) -> Facts:
+def status(
+    supervisor: Supervisor,
+    agent: Agent,
+    at: Callable[[float | None], int | None],
+    started: float,
+    unit: str | None,
+) -> Facts:
     """Return the reply to Status."""
-    at = wall_clock(now)
     worker = supervisor.worker
     level = logging.getLogger().level
     return {

@@ -87,6 +87,8 @@ def tell_exit(life: Life, exit_: Exit, uptime: float) -> None:
         nannyd_generation=exit_.generation,
         how=describe(exit_),
         uptime=format_duration(uptime),
+        uptime_usec=int(uptime * 1e6),
+        was_ready="yes" if exit_.was_ready else "no",
         result=exit_.result,
         who=exit_.who,
         detail=notices.Aside(exit_.detail),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from nannyd.core.exits import Result, Who
 from nannyd.core.lifecycle import Goal, State
 from nannyd.supervisor.varlink import CallError
 
@@ -85,6 +86,8 @@ def until_ready(
     if worker.start_limit_hit:
         return error("StartLimitHit", **start_limit, exit=exit_)
     if worker.exit is not None and worker.exit.generation >= first:
+        if worker.exit.who is Who.NANNYD and worker.exit.result in (Result.SUCCESS, Result.SIGNAL):
+            return error("Superseded", by=worker.exit.detail)  # somebody asked for its end meanwhile
         return error("WorkerFailed", exit=exit_)
     if worker.goal is Goal.DOWN:
         return error("Superseded", by=ENDING)

@@ -344,6 +344,31 @@ def test_a_restart_that_is_overtaken_by_a_stop_says_so(nannyd: Host) -> None:
     assert run.wait() == 0
 
 
+def test_a_restart_that_another_restart_overtakes_says_so(nannyd: Host) -> None:
+    run = nannyd.rude(vices="--ready-after=1", config=NOTIFY)
+    run.ready()
+    with run.connect() as first, run.connect() as second:
+        first.send("Restart", {"reason": "one"})
+        run.wait_for("worker-started")
+        second.send("Restart", {"reason": "two"})
+        assert first.receive()["error"] == "io.nannyd.Nanny.Superseded"
+        assert second.receive()["parameters"]["processId"] == run.ready()
+    assert run.stop() == 0
+
+
+def test_an_instant_is_the_same_whenever_it_is_asked_for(nannyd: Host) -> None:
+    run = nannyd("--", "sleep", "60", config=QUICK)
+    send_signal(run.ready(), signal.SIGKILL)
+    run.ready()
+    with run.connect() as caller:
+        answers = [caller.get("Status") for _ in range(20)]
+    for status in answers[1:]:
+        assert status["startedAt"] == answers[0]["startedAt"]
+        assert status["worker"] == answers[0]["worker"]
+        assert status["lastExit"] == answers[0]["lastExit"]
+    assert run.stop() == 0
+
+
 def test_kill_without_time_asks_nothing_and_the_policy_decides(nannyd: Host) -> None:
     run = nannyd.rude("--worker.stop-timeout=1s", vices="--ignore-sigterm", config=NOTIFY)
     pid = run.ready()
