@@ -1,7 +1,7 @@
 """The plugins of one agent: found, set up, told of the worker, torn down.
 
 Plugins are known by their names; whatever happens under one name happens one after another, and what happens
-under another name does not wait for it.  The order of plugins is that in which they were first added.
+under another name does not wait for it.  The order of plugins is that in which they were set up.
 """
 
 from __future__ import annotations
@@ -100,6 +100,7 @@ class Host:
                     hosted.nanny.env.take_back()
                     raise
                 place.hosted = hosted
+                self._places[name] = self._places.pop(name)  # one that replaces another comes last
         except TimeoutError as error:
             raise _too_busy(hosted.where, timeout) from error
         finally:

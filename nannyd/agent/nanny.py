@@ -52,7 +52,7 @@ class Answer(Awaitable[None]):
 class Environment(MutableMapping[str, str]):
     """What plugins add to the environment of the next worker.
 
-    A change is made in the name of the plugin, shows in `nannyd explain`, and lasts until the plugin is
+    A change is made in the name of the plugin, shows in `nannyctl explain`, and lasts until the plugin is
     removed or nannyd ends; a running worker keeps the environment that it has.  Deleting a variable lets it
     be what it was without this plugin.  Reading shows what all plugins have set, no more.
     """

@@ -155,6 +155,15 @@ def test_same_name_replaces_and_tears_down_first(agent: Agent) -> None:
     assert agent.story() == ["old setup of w1", "old teardown of w1", "new setup of w1", "new teardown of w1"]
 
 
+def test_one_that_replaces_another_comes_last(agent: Agent) -> None:
+    agent.add("plugins:Plain", "p", label="old")
+    agent.add("plugins:Plain", "q", label="q")
+    agent.add("plugins:Plain", "p", label="new")
+    agent.story()
+    assert agent.do("teardown") == {"failed": []}
+    assert agent.story() == ["new teardown of w1", "q teardown of w1"]
+
+
 def test_what_cannot_be_made_does_not_replace(agent: Agent) -> None:
     agent.add("plugins:Plain", "p")
     with pytest.raises(AgentError):
