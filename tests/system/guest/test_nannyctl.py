@@ -141,7 +141,12 @@ def test_failed_ones_are_listed_with_their_reason_and_can_be_started_again(nanny
     status = nannyctl("status", "crashing")
     assert status.returncode == 3
     assert "Reason: gave up: the worker was started too often" in status.stdout
-    assert "giving up: 2 starts within 1h" in nannyctl("why", "crashing").stdout
+    why = nannyctl("why", "crashing").stdout
+    assert "giving up: 2 starts within 1h" in why
+    assert re.search(r"^ +Result: success, by worker$", why, re.MULTILINE)  # from the journal: nannyd is gone
+    (told,) = json.loads(nannyctl("why", "crashing", "--json").stdout)
+    assert (told["exit"]["generation"], told["exit"]["exitStatus"], told["exit"]["wasReady"]) == (2, 0, True)
+    assert told["exit"]["memoryPeak"] > 0
 
     failed = nannyctl("start", "broken")
     assert failed.returncode == 1
