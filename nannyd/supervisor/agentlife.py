@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from nannyd.core.exits import WaitStatus
     from nannyd.core.plan import Plan
     from nannyd.supervisor.cgroup import Leaf
     from nannyd.supervisor.delegation import Delegation
@@ -144,7 +145,7 @@ class AgentLife:
     def limit(self, size: int | None) -> None:
         """Put the agent's own memory limit up."""
         if self._leaf is not None and self._room.delegation is not None and self._room.delegation.has_memory:
-            self._leaf.set_limits(size, None)
+            self._leaf.set_limits(size, None if size is None else 0)  # a leak does not fill the swap
 
     def memory(self) -> int | None:
         """Return the bytes that the agent uses; None: not known."""
@@ -332,12 +333,7 @@ class AgentLife:
         if self._look is not None:
             self._look.cancel()
         self._room.helpers.release(self.pid)
-        how = (
-            f"exited with status {status.code}"
-            if status.signal is None
-            else f"was killed by signal {status.signal}"
-        )
-        self._why = self._why or f"agent {self.pid} {how}"
+        self._why = self._why or f"agent {self.pid} {self._how(status)}"
         self._ended.set()
         for future in self._pending.values():
             if not future.done():
@@ -347,6 +343,15 @@ class AgentLife:
         if self._leaf is not None:
             self._leaf.close()
         self._on_end(self._why if self._wanted else "")
+
+    def _how(self, status: WaitStatus) -> str:
+        if status.signal is None:
+            return f"exited with status {status.code}"
+        with suppress(OSError):  # no memory controller
+            events = self._leaf.events() if self._leaf is not None else {"oom": 0}
+            if events["oom"] and events["oom_kill"]:  # both: it was not the host that had none left
+                return "was killed by the kernel: out of memory (agent.memory-limit)"
+        return f"was killed by signal {status.signal}"
 
 
 def told(error: dict[str, Any]) -> dict[str, Any]:

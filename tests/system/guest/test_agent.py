@@ -45,6 +45,7 @@ def test_the_agent_has_a_leaf_and_a_limit_of_its_own(nannyd: NannydFactory) -> N
     leaf = instance.cgroup / "agent"
     assert (leaf / "cgroup.procs").read_text().split() == [str(agent["processId"])]
     assert (leaf / "memory.max").read_text() == f"{64 << 20}\n"
+    assert (leaf / "memory.swap.max").read_text() == "0\n"
     assert 0 < agent["memory"] < 64 << 20
     assert str(agent["processId"]) not in (instance.leaf / "cgroup.procs").read_text()
     instance.stop()
@@ -60,7 +61,8 @@ def test_a_plugin_that_leaks_ends_the_agent_alone(nannyd: NannydFactory) -> None
     eat = json.dumps({"target": "manners:eat", "arguments": {"args": [256 << 20]}})
     failed = run_command("varlinkctl", "call", socket, "io.nannyd.Nanny.Call", eat, check=False)
     assert "AgentFailed" in failed.stderr
-    instance.wait_for_event("agent-failed")
+    told = instance.wait_for_event("agent-failed")
+    assert "out of memory (agent.memory-limit)" in told["DETAIL"]
     wait_until(lambda: call(instance, "Status")["agent"]["state"] == "running", "it is back")
     assert call(instance, "Status")["agent"]["plugins"] == ["noting"]
     assert instance.worker == worker
