@@ -6,7 +6,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from nannyd.core.environ import MASK, looks_secret
+from nannyd.core.environ import MASK, OURS, looks_secret
 from nannyd.core.lifecycle import RestartRequested
 from nannyd.supervisor import messages
 from nannyd.supervisor.agentlife import AgentFailedError, CodeFailedError
@@ -199,6 +199,8 @@ def _set_env(agent: Agent, parameters: dict[str, Any]) -> str | None:
     if not named or not isinstance(plugin, str) or not (value is None or isinstance(value, str)):
         reason = "name and value are strings, the name without ="
         raise error("InvalidArgument", parameter="name", reason=reason)
+    if name in OURS:
+        raise error("InvalidArgument", parameter="name", reason=f"{name} is set by nannyd itself")
     if isinstance(value, str) and "\0" in value:
         raise error("InvalidArgument", parameter="value", reason="has a NUL character")
     return agent.set_env(_owner(plugin), str(name), value)

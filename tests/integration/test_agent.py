@@ -281,6 +281,20 @@ def test_the_plugins_that_come_with_nannyd(nannyd: Host, notes: Path, tmp_path: 
     assert list(nannyd.home.base.rglob("upload-*")) == []
 
 
+def test_variables_that_nannyd_sets_itself_are_not_for_plugins(nannyd: Host) -> None:
+    run = nannyd("--", "sleep", "60", config=NEXT)
+    run.ready()
+    with run.connect() as caller:
+        for name in ("NANNYD_INSTANCE", "NOTIFY_SOCKET", "FREE"):
+            assert "error" not in call(caller, "set_variable", arguments={"kwargs": {"name": name}})
+        environ = environ_of(caller.get("Restart")["processId"])
+        assert environ["FREE"] == "mine"
+        assert environ["NANNYD_INSTANCE"] == "t"
+        assert environ["NOTIFY_SOCKET"] != "mine"
+        assert "NANNYD_INSTANCE=mine" not in caller.get("Explain")["text"]
+    assert run.stop() == 0
+
+
 def test_a_function_may_restart_the_worker(nannyd: Host) -> None:
     run = nannyd("--", "sleep", "60", config=NEXT)
     pid = run.ready()

@@ -127,6 +127,11 @@ def pid() -> int:
     return os.getpid()
 
 
+def set_variable(nanny: Any, name: str) -> None:
+    nanny.env[name] = "mine"
+    nanny.log_event("manners", "set").result(10)  # by then nannyd has heard of it
+
+
 async def restart_worker(nanny: Any) -> Any:
     return await nanny.restart(reason="a function asked for it")
 
