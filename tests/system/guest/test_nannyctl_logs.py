@@ -64,8 +64,9 @@ def operator() -> Iterator[str]:
 
 
 def lines(instance: Nannyd, *words: str, user: str | None = None) -> list[dict[str, str]]:
-    since = f"--since={instance.journal.entries()[0]['__REALTIME_TIMESTAMP'][:-6]}"
-    text = done("logs", "w", "--json", since.replace("=", "=@"), *words, user=user)
+    # To the microsecond: the test before may have ended in this second.
+    since = int(instance.journal.entries()[0]["__REALTIME_TIMESTAMP"]) / 1e6
+    text = done("logs", "w", "--json", f"--since=@{since:.6f}", *words, user=user)
     return [json.loads(line) for line in text.splitlines()]
 
 
