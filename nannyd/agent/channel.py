@@ -10,14 +10,11 @@ import asyncio
 import json
 import os
 import select
-import socket
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import nannyd
-from nannyd.core import wire
+from nannyd.core import boot, wire
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -38,13 +35,7 @@ class Specification:
 
 def parse_specification(data: Mapping[str, Any]) -> Specification:
     """Return what *data* specifies.  Raises RuntimeError if the supervisor speaks another protocol."""
-    protocol = data.get("protocol")
-    if protocol != wire.PROTOCOL:
-        here = Path(nannyd.__file__).parent
-        raise RuntimeError(
-            f"the supervisor speaks protocol {protocol}, but the agent in {here} "
-            f"(nannyd {nannyd.__version__}) speaks {wire.PROTOCOL}; if nannyd was upgraded, restart it"
-        )
+    boot.check_protocol(data.get("protocol"), "agent")
     return Specification(
         name=data["name"],
         preload=data["preload"],
@@ -66,14 +57,7 @@ class Channel:
 
     def __init__(self, fd: int) -> None:
         """Take over *fd* and keep it from other programs; the process ends when the other end does."""
-        try:
-            self._socket = socket.socket(fileno=fd)
-        except OSError as error:
-            message = (
-                f"descriptor {fd} is no channel ({error.strerror}); this is a program for nannyd to start"
-            )
-            raise RuntimeError(message) from None
-        self._socket.set_inheritable(False)
+        self._socket = boot.take_channel(fd)
         os.register_at_fork(after_in_child=self._socket.close)
         threading.Thread(target=_end_with, args=[fd], name="end of channel", daemon=True).start()
 

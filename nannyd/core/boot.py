@@ -5,8 +5,12 @@ That interpreter need not have nannyd.  Needs the standard library of Python 3.1
 
 from __future__ import annotations
 
+import socket
 import sys
 from pathlib import Path
+
+import nannyd
+from nannyd.core import wire
 
 _PROGRAM = (
     "import sys; sys.path.insert(0, {directory!r}); from nannyd.{room}.bootstrap import main; "
@@ -35,3 +39,27 @@ def arrive() -> None:
     sys.argv[:] = sys.argv[1:2]
     if sys.path[:1] == [""]:  # because of `python -c`
         sys.path[0] = str(Path.cwd())
+
+
+def take_channel(fd: int) -> socket.socket:
+    """Return the socket that the supervisor left open at *fd*, kept from programs that are executed.
+
+    Raises RuntimeError where there is none.
+    """
+    try:
+        channel = socket.socket(fileno=fd)
+    except OSError as error:
+        message = f"descriptor {fd} is no channel ({error.strerror}); this is a program for nannyd to start"
+        raise RuntimeError(message) from None
+    channel.set_inheritable(False)
+    return channel
+
+
+def check_protocol(protocol: object, who: str) -> None:
+    """Raise RuntimeError if the supervisor speaks another *protocol* than *who* in this package."""
+    if protocol != wire.PROTOCOL:
+        here = Path(nannyd.__file__).parent
+        raise RuntimeError(
+            f"the supervisor speaks protocol {protocol}, but the {who} in {here} "
+            f"(nannyd {nannyd.__version__}) speaks {wire.PROTOCOL}; if nannyd was upgraded, restart it"
+        )

@@ -195,6 +195,14 @@ def _by_status(stop: Stop | None, evidence: Evidence) -> tuple[Result, Who]:
     return result, Who.OUTSIDE
 
 
+def signal_name(number: int) -> str | None:
+    """Return `SIGKILL`, or None for a real-time signal, which has no name in Python."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return None
+
+
 def describe(exit_: Exit) -> str:
     """Return the end in words: `exited with status 3`, `killed by SIGSEGV (core dumped)`."""
     status = exit_.status
@@ -202,8 +210,5 @@ def describe(exit_: Exit) -> str:
         return "could not be started"
     if status.signal is None:
         return f"exited with status {status.code}"
-    try:
-        name = signal.Signals(status.signal).name
-    except ValueError:  # real-time signals have no name in Python
-        name = f"signal {status.signal}"
+    name = signal_name(status.signal) or f"signal {status.signal}"
     return f"was killed by {name}" + (" and dumped core" if status.core else "")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nannyd.core.exits import signal_name
 from nannyd.core.paths import Scope
 from nannyd.ctl import render, units
 
@@ -119,18 +119,24 @@ def tails(parts: Sequence[Part], count: int) -> list[list[Line]]:
 
 
 def _tail(part: Part, count: int, timeout: float) -> list[Line]:
-    options = (f"--lines={count}", "--output=json", f"--output-fields={_FIELDS}", "--no-pager", "--quiet")
+    options = (f"--lines={count}", f"--output-fields={_FIELDS}", *part.options)
+    written = _entries(part.instance, timeout, *options).splitlines()
+    return [line for text in written if (line := parse(text)) is not None]
+
+
+def _entries(instance: Instance, timeout: float, *options: str) -> bytes:
+    """Return what journalctl writes as JSON, an entry a line; nothing where it cannot, or not in time."""
     try:
         done = subprocess.run(
-            journalctl([part.instance], *options, *part.options),
+            journalctl([instance], "--output=json", "--no-pager", "--quiet", *options),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=timeout,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
-        return []
-    return [line for text in done.stdout.splitlines() if (line := parse(text)) is not None]
+        return b""
+    return done.stdout
 
 
 def last_exit(instance: Instance) -> dict[str, Any] | None:
@@ -138,17 +144,9 @@ def last_exit(instance: Instance) -> dict[str, Any] | None:
     if why_not(instance) is not None:
         return None
     which = ("NANNYD_EVENT=worker-ended", "NANNYD_EVENT=worker-failed")
-    options = ("--lines=1", "--output=json", "--no-pager", "--quiet", "--all")
     try:
-        done = subprocess.run(
-            journalctl([instance], *options, *which),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_PATIENCE,
-            check=False,
-        )
-        return recorded_exit(json.loads(done.stdout))
-    except (OSError, subprocess.TimeoutExpired, ValueError, TypeError, RecursionError):
+        return recorded_exit(json.loads(_entries(instance, _PATIENCE, "--lines=1", "--all", *which)))
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return None
 
 
@@ -167,19 +165,12 @@ def recorded_exit(entry: dict[str, Any]) -> dict[str, Any]:
         "how": _text(entry.get("HOW")),
         "detail": _text(entry.get("DETAIL", "")),
         "exitStatus": number("EXIT_STATUS"),
-        "signal": None if signal_number is None else _signal_name(signal_number),
+        "signal": None if signal_number is None else signal_name(signal_number) or str(signal_number),
         "at": int(entry["__REALTIME_TIMESTAMP"]) if "__REALTIME_TIMESTAMP" in entry else 0,
         "uptime": None if uptime is None else uptime / 1e6,
         "memoryPeak": number("MEMORY_PEAK"),
         "wasReady": entry.get("WAS_READY") == "yes",
     }
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # real-time signals have no name in Python
-        return str(number)
 
 
 def parse(text: bytes) -> Line | None:

@@ -9,12 +9,12 @@ for each where the list of 200 takes 30).
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nannyd.core.errors import ExitCode
+from nannyd.core.exits import signal_name
 from nannyd.core.paths import SYSTEMD_IS_HERE, Scope
 from nannyd.core.units import name_problem
 
@@ -246,7 +246,7 @@ def _failure(unit: Unit) -> str:
         _, failed, why = unit.status_text.partition("failed: ")
         return f"{words}: {why}" if failed else words
     if unit.result in ("signal", "core-dump"):
-        return f"nannyd was killed by {_signal_name(unit.exec_status)}"
+        return f"nannyd was killed by {signal_name(unit.exec_status) or f'signal {unit.exec_status}'}"
     return _RESULT_WORDS.get(unit.result, unit.result)
 
 
@@ -257,10 +257,3 @@ def exit_words(status: int) -> str:
         return known[status]
     # systemd itself failed before it could execute nannyd (systemd.exec(5), "Process exit codes").
     return f"systemd could not execute nannyd (status {status})" if status >= 200 else f"exit status {status}"
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

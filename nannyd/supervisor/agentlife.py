@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from nannyd.core import boot, wire
 from nannyd.supervisor import notices
 from nannyd.supervisor.notices import say
+from nannyd.supervisor.outbox import Outbox
 from nannyd.supervisor.spawn import Child, Program, SpawnError, spawn
 
 if TYPE_CHECKING:
@@ -95,7 +96,6 @@ class AgentLife:
         self._pending: dict[int, asyncio.Future[Answer]] = {}
         self._number = 0
         self._received = bytearray()
-        self._unsent = bytearray()
         self._why = ""
         self._wanted = True
         self._look: asyncio.TimerHandle | None = None
@@ -105,6 +105,7 @@ class AgentLife:
         self._leaf: Leaf | None = room.delegation.agent_leaf() if room.delegation is not None else None
         self._channel, inside = socket.socketpair()
         self._channel.setblocking(False)
+        self._outbox = Outbox(self._channel, room.loop)
         try:
             self.limit(plan.agent.memory_limit)
             self._child = self._spawn(plan, inside)
@@ -227,24 +228,8 @@ class AgentLife:
         """Send *message*, or what the socket takes of it, and the rest when the agent has read."""
         if self._ended.is_set():
             return
-        self._unsent += json.dumps(message).encode() + b"\n"
-        if len(self._unsent) > _UNSENT_MAX:
+        if self._outbox.put(message) > _UNSENT_MAX:
             self.fail("it does not read what it is told")
-            return
-        self._flush()
-
-    def _flush(self) -> None:
-        try:
-            sent = self._channel.send(self._unsent, socket.MSG_NOSIGNAL)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            sent = len(self._unsent)  # it is gone: its exit says the rest
-        del self._unsent[:sent]
-        if self._unsent:
-            self._room.loop.add_writer(self._channel, self._flush)
-        else:
-            self._room.loop.remove_writer(self._channel)
 
     def _readable(self) -> None:
         try:
@@ -302,7 +287,7 @@ class AgentLife:
 
     def _kill(self) -> None:
         if self._leaf is not None:
-            # Not by cgroup.kill: the next agent's leaf has the same name, but is another cgroup.
+            # cgroup.kill marks a cgroup for good: the next agent's leaf has the same name, but is another.
             self._leaf.kill()
         else:
             with suppress(ProcessLookupError, PermissionError):
@@ -329,7 +314,7 @@ class AgentLife:
         loop.remove_reader(self._child.pidfd)
         self._kill()  # what it has forked goes with it
         loop.remove_reader(self._channel)
-        loop.remove_writer(self._channel)
+        self._outbox.close()
         if self._look is not None:
             self._look.cancel()
         self._room.helpers.release(self.pid)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import time
 from typing import TYPE_CHECKING, Any
 
 from nannyd import __version__
+from nannyd.core import exits
 from nannyd.core.exits import describe
 from nannyd.core.lifecycle import ACTIVE_STATE, State
 from nannyd.core.procfs import parse_cgroup
@@ -153,12 +153,7 @@ def ended(life: Ended | None, at: Callable[[float | None], int | None]) -> Facts
 
 def signal_name(number: int | None) -> str | None:
     """Return the name of a signal; None stays None."""
-    if number is None:
-        return None
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # real-time signals have no name in Python
-        return str(number)
+    return None if number is None else exits.signal_name(number) or str(number)
 
 
 def _directory(life: Life | None) -> str:

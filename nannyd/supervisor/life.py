@@ -7,7 +7,6 @@ posts `Exited`, and after that is handled, `close()` gives everything back.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import signal
 import socket
@@ -29,6 +28,7 @@ from nannyd.core.plan import KillMode
 from nannyd.supervisor import scratch
 from nannyd.supervisor.mailbox import Mailbox
 from nannyd.supervisor.notices import FOREIGN_MESSAGE, WORKER_ERROR, say
+from nannyd.supervisor.outbox import Outbox
 from nannyd.supervisor.spawn import Child, Program, SpawnError, spawn
 from nannyd.supervisor.watch import Poller, Tripwire
 
@@ -99,7 +99,7 @@ class Life:
         self._child: Child | None = None
         self._mailbox: Mailbox | None = None
         self._channel: socket.socket | None = None
-        self._unsent = bytearray()
+        self._outbox: Outbox | None = None
         self._status: WaitStatus | None = None
 
     def begin(self, report: Callable[[Verdict, Reading, bool], None]) -> None:
@@ -137,6 +137,7 @@ class Life:
         if worker.python is not None:
             self._channel, inside = socket.socketpair()
             self._channel.setblocking(False)
+            self._outbox = Outbox(self._channel, place.loop)
         output = place.output()
         try:
             program = Program(
@@ -158,8 +159,8 @@ class Life:
                 inside.close()
         self.pid = self._child.pid
         place.loop.add_reader(self._child.pidfd, self._main_exited)
-        if worker.python is not None:
-            self._say_on_channel(self._specification())
+        if self._outbox is not None:
+            self._outbox.put(self._specification())
 
     def _leaf(self) -> Leaf | None:
         return self.group if self._place.delegation is not None else None  # type: ignore[return-value]
@@ -206,29 +207,6 @@ class Life:
             "stop_timeout": worker.stop_timeout,
             "local_directory": str(self.scratch.path) if self.scratch else None,
         }
-
-    def _say_on_channel(self, message: dict[str, object]) -> None:
-        if self._channel is None:
-            return
-        self._unsent += json.dumps(message).encode() + b"\n"
-        self._flush_channel()
-
-    def _flush_channel(self) -> None:
-        """Send what the socket takes now, and the rest when the worker has read."""
-        if self._channel is None:
-            return
-        loop = self._place.loop
-        try:
-            sent = self._channel.send(self._unsent, socket.MSG_NOSIGNAL)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            sent = len(self._unsent)  # it is gone: its exit says the rest
-        del self._unsent[:sent]
-        if self._unsent:
-            loop.add_writer(self._channel, self._flush_channel)
-        else:
-            loop.remove_writer(self._channel)
 
     def _begin_watch(self, report: Callable[[Verdict, Reading, bool], None]) -> None:
         place, memory = self._place, self.plan.memory
@@ -299,9 +277,9 @@ class Life:
     def ask_to_stop(self, timeout: float, reason: str, *, abort: bool) -> None:
         """Tell a Python worker why, then send the stop signal; a stopped process is continued."""
         number = signal.SIGABRT if abort else self.plan.worker.stop_signal
-        if self._channel is not None and not abort:
+        if self._outbox is not None and not abort:
             # Its bootstrap gives up on close() itself, a little before it would be killed.
-            self._say_on_channel({"stop": {"timeout": _CLOSE_SHARE * timeout, "reason": reason}})
+            self._outbox.put({"stop": {"timeout": _CLOSE_SHARE * timeout, "reason": reason}})
             number = signal.SIGTERM
         if self.plan.worker.kill_mode is KillMode.CONTROL_GROUP and self.group is not None and not abort:
             self.group.signal(number)
@@ -353,8 +331,8 @@ class Life:
         if self._child is not None:
             self._place.loop.remove_reader(self._child.pidfd)
             self._child.close()
-        if self._channel is not None:
-            self._place.loop.remove_writer(self._channel)
+        if self._outbox is not None:
+            self._outbox.close()
         for thing in (self.watch, self._mailbox, self._channel, self.group):
             if thing is not None:
                 thing.close()

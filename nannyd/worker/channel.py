@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import socket
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import nannyd
-from nannyd.core import wire
+from nannyd.core import boot
 
 GONE = "nanny-gone"
 """The reason of a stop because the other end of the channel is closed."""
@@ -45,13 +42,7 @@ class Stop:
 def parse_specification(line: bytes) -> Specification:
     """Return what *line* specifies.  Raises RuntimeError if the supervisor speaks another protocol."""
     data = json.loads(line)
-    protocol = data.get("protocol")
-    if protocol != wire.PROTOCOL:
-        here = Path(nannyd.__file__).parent
-        raise RuntimeError(
-            f"the supervisor speaks protocol {protocol}, but the worker's bootstrap in {here} "
-            f"(nannyd {nannyd.__version__}) speaks {wire.PROTOCOL}; if nannyd was upgraded, restart it"
-        )
+    boot.check_protocol(data.get("protocol"), "worker's bootstrap")
     return Specification(
         name=data["name"],
         target=data["target"],
@@ -82,14 +73,7 @@ class Channel:
 
     def __init__(self, fd: int) -> None:
         """Take over *fd* and keep it from the programs that the worker executes."""
-        try:
-            self._socket = socket.socket(fileno=fd)
-        except OSError as error:
-            message = (
-                f"descriptor {fd} is no channel ({error.strerror}); this is a program for nannyd to start"
-            )
-            raise RuntimeError(message) from None
-        self._socket.set_inheritable(False)
+        self._socket = boot.take_channel(fd)
         self._buffer = b""
         self.ended = False
         """The supervisor is gone."""
