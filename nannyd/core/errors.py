@@ -20,6 +20,8 @@ class ExitCode(enum.IntEnum):
     """The worker failed after it had been ready, and the restart policy says no."""
     USAGE = 2
     """The command line is not one that nannyd knows."""
+    NO_SCHEDULER = 68
+    """No connection to the Dask scheduler within `dask.death-timeout`."""
     START_LIMIT_HIT = 69
     """The worker was started too often within `restart.start-limit-interval`."""
     INTERNAL_ERROR = 70

@@ -12,6 +12,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from nannyd.core.dask import Cause, Then
 from nannyd.core.memory import Thresholds
 from nannyd.core.restart import RestartMode, RestartPolicy
 
@@ -137,6 +138,18 @@ class AgentPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class DaskPlan:
+    """What the supervisor must know of `[dask]`; the rest is in the worker's keyword arguments."""
+
+    after: dict[Cause, Then]
+    """What follows when the worker closes itself, for each cause that is decided by the administrator."""
+    drain_timeout: float
+    """Seconds for the worker's data to move away before a stop; 0: it is not asked to."""
+    server: dict[str, Any]
+    """What the nanny's server needs: `security`, `protocol`, `blocked_handlers`, `name`, `nthreads`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """One instance, ready to be supervised."""
 
@@ -155,6 +168,8 @@ class Plan:
     """The command line of `nannyd` after the program's name: a reload reads it again."""
     secrets: list[str] = field(default_factory=list)
     """Names of variables whose values are masked wherever the plan is shown."""
+    dask: DaskPlan | None = None
+    """Not None: the worker is a member of a Dask cluster."""
 
 
 def to_json(plan: Plan) -> str:
@@ -166,7 +181,7 @@ def from_json(text: str) -> Plan:
     """Return the plan that `to_json` wrote.  Raises ValueError, KeyError or TypeError for anything else."""
     data = json.loads(text)
     worker, memory, restart, agent = data["worker"], data["memory"], data["restart"], data["agent"]
-    python = worker["python"]
+    python, dask = worker["python"], data["dask"]
     return Plan(
         **{
             **data,
@@ -194,5 +209,10 @@ def from_json(text: str) -> Plan:
                 }
             ),
             "log_format": LogFormat(data["log_format"]),
+            "dask": None
+            if dask is None
+            else DaskPlan(
+                **{**dask, "after": {Cause(cause): Then(then) for cause, then in dask["after"].items()}}
+            ),
         }
     )

@@ -62,6 +62,9 @@ def _flat(plan: Plan) -> dict[str, Any]:
             flat.update(
                 {f"{field.name}.{part.name}": getattr(value, part.name) for part in dataclasses.fields(value)}
             )
+        elif field.name == "dask":
+            parts = () if value is None else dataclasses.fields(value)
+            flat.update({f"dask.{part.name}": getattr(value, part.name) for part in parts})
         elif field.name == "agent":
             for part in dataclasses.fields(value):
                 section = "agent" if part.name in ("memory_limit", "idle_timeout") else "nanny"

@@ -43,6 +43,7 @@ _EXIT_WORDS = {
     ExitCode.CLEAN: "",
     ExitCode.WORKER_FAILED: "the worker failed, and the restart policy says no",
     ExitCode.USAGE: "nannyd does not understand its command line",
+    ExitCode.NO_SCHEDULER: "no Dask scheduler was found in time",
     ExitCode.START_LIMIT_HIT: "gave up: the worker was started too often",
     ExitCode.INTERNAL_ERROR: "a bug in nannyd",
     ExitCode.COULD_NOT_START: "the worker could not be started",

@@ -12,7 +12,7 @@ import pytest
 import nannyd
 
 ROOT = Path(nannyd.__file__).parent
-FOLDERS = {"core", "config", "supervisor", "worker", "agent", "ctl"}
+FOLDERS = {"core", "config", "supervisor", "worker", "agent", "ctl", "dask"}
 
 MAY_IMPORT = {
     "core": {"core"},
@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "worker": {"core", "worker"},
     "agent": {"core", "agent"},
     "ctl": {"core", "ctl"},
+    "dask": {"core", "worker", "agent", "supervisor", "dask"},
 }
 
 BELONGS_TO = {
@@ -32,6 +33,10 @@ BELONGS_TO = {
     "sdnotify": "supervisor",
     "systemd": "supervisor",
     "ssl": None,
+    "cloudpickle": "dask",
+    "dask": "dask",
+    "distributed": "dask",
+    "tornado": "dask",
 }
 """Where each library is used, and nowhere else."""
 
