@@ -12,6 +12,7 @@ import shlex
 import shutil
 import sys
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 from . import debian
@@ -46,16 +47,21 @@ class Recipe:
     packages: tuple[str, ...]
     wheels: tuple[str, ...] = ()
     """What pip is to install there, for Python 3.11: the machine has no network, but finds this in WHEELS."""
+    venv: tuple[str, ...] = ()
+    """What VENV, an environment apart from Debian's Python 3.13, has of pip."""
 
 
 DEFAULT = "trixie"
 WHEELS = Path("opt/wheels")
+VENV = Path("opt/dask")
 SUITES = {
     DEFAULT: Recipe(
         (
             *("python3-pydantic-settings", "python3-pythonjsonlogger", "python3-hypothesis"),
-            *("stress-ng", "gunicorn", "autopkgtest"),
-        )
+            *("python3-distributed", "stress-ng", "gunicorn", "autopkgtest"),
+        ),
+        # Debian has that of 2024; this is the newest, or what the host's own tests take.
+        venv=(f"distributed=={metadata.version('distributed')}",),
     ),
     "bookworm": Recipe(
         ("python3-venv", "python3-hatchling"), ("pydantic-settings>=2.8", "python-json-logger>=3.0")
@@ -126,13 +132,27 @@ def _build_disk(image: Image, suite: str, tree: Path) -> None:
         f'--customize-hook=sh {shlex.quote(str(CUSTOMIZE))} "$1"',
         "--skip=cleanup/reproducible",  # which would empty the machine-id: a first boot, every time
     )
-    if SUITES[suite].wheels:
-        only = ("--only-binary=:all:", "--python-version=3.11", "--platform=manylinux2014_x86_64")
-        pip = (sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", *only)
-        debian.run(*pip, f"--dest={tree / WHEELS}", *SUITES[suite].wheels)
+    recipe = SUITES[suite]
+    if recipe.wheels:
+        _pip("download", "3.11", f"--dest={tree / WHEELS}", *recipe.wheels)
+    if recipe.venv:
+        there = ("chroot", str(tree))
+        debian.run(*there, "python3", "-m", "venv", "--without-pip", f"/{VENV}")
+        (packages,) = (tree / VENV).glob("lib/python3.*/site-packages")
+        version = packages.parent.name.removeprefix("python")
+        _pip("install", version, "--no-compile", f"--target={packages}", *recipe.venv)
+        # Compiled now: who runs it there may not write it.
+        debian.run(*there, f"/{VENV}/bin/python", "-m", "compileall", "-q", f"/{VENV}")
     # The disk is thrown away, never repaired: no journal.
     options = ("-q", "-t", "ext4", "-O", "^has_journal", "-m", "0")
     debian.run(debian.program("mke2fs"), *options, "-d", str(tree), str(image.disk), SIZE)
+
+
+def _pip(command: str, python: str, *arguments: str) -> None:
+    """Let this machine's pip get something for a Python of the other."""
+    only = ("--only-binary=:all:", f"--python-version={python}", "--platform=manylinux2014_x86_64")
+    quietly = ("--quiet", "--disable-pip-version-check")
+    debian.run(sys.executable, "-m", "pip", command, *quietly, *only, *arguments)
 
 
 if __name__ == "__main__":
