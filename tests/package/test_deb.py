@@ -154,7 +154,8 @@ def test_files_are_where_and_whose_they_should_be(here: Build) -> None:
         *(f"/usr/share/bash-completion/completions/{name}" for name in ("nannyd", "nannyctl")),
         *(f"/usr/share/zsh/vendor-completions/_{name}" for name in ("nannyd", "nannyctl")),
         *(f"/usr/share/fish/vendor_completions.d/{name}.fish" for name in ("nannyd", "nannyctl")),
-        "/usr/share/doc/nannyd/examples/drop-ins/hardened.conf",
+        *(f"/usr/share/doc/nannyd/examples/{name}" for name in ("dask.toml", "drop-ins/hardened.conf")),
+        "/usr/lib/python3/dist-packages/nannyd/dask/__init__.py",
     ):
         assert files[path] == ("-rw-r--r--", "root/root")
     assert not [path for path in files if "/tests/" in path or "__pycache__" in path]
@@ -260,6 +261,10 @@ def test_debian_12_says_what_it_lacks(verdicts: dict[str, tuple[int, str]]) -> N
     status, text = verdicts["bookworm"]
     assert "nannyd : Depends: python3-pydantic-settings (>= 2.8) but it is not installable" in text
     assert status != 0
+
+
+def test_dask_is_recommended_and_not_needed(here: Build) -> None:
+    assert "python3-distributed (>= 2024.8)" in deb_field(here.deb, "Recommends").split(", ")
 
 
 def test_only_packages_of_debian_are_needed(here: Build) -> None:
