@@ -20,7 +20,7 @@ from typing import Any
 
 import nannyd
 
-from . import booted, client, control, host
+from . import booted, client, cluster, control, host
 from .lab import Lab
 from .procs import BenchmarkError
 from .table import Row, render, to_json
@@ -35,6 +35,7 @@ BENCHMARKS: dict[str, Callable[[Lab], list[Row]]] = {
     "start": host.start,
     "control": control.everything,
     "list": client.listing,
+    "dask": cluster.everything,
     "guest": booted.everything,
 }
 PACKAGES = ("nannyd", "distributed", "supervisor", "circus", "psutil")

@@ -1,17 +1,25 @@
-"""A scheduler or a Nanny in a process of its own, with as little beside it as possible.
+"""A scheduler, a Nanny or a client in a process of its own, with as little beside it as possible.
 
     python dask_peer.py scheduler ADDRESS-FILE FIFO
     python dask_peer.py nanny ADDRESS MEMORY-LIMIT PRELOAD [FIRST]
+    python dask_peer.py client ADDRESS
 
 The scheduler writes "0 NANOSECONDS" of CLOCK_MONOTONIC into FIFO when a worker has registered.  With FIRST
 the Nanny starts its processes through that program (`first.c`) instead of Python itself.
+
+The client reads what to do from standard input, a word a line, and answers each with a line of JSON:
+`restart` all workers (the seconds it took), `hang` the event loop of one, `start` a process in a task (its
+pid).
 """
 
 import asyncio
 import importlib
+import json
 import multiprocessing.spawn
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +55,40 @@ async def nanny(address: str, memory_limit: str, preload: str, first: str = "") 
         await running.finished()
 
 
+def client(address: str) -> None:
+    """Do what standard input says."""
+    with distributed.Client(address, set_as_default=False) as connected:
+        for line in sys.stdin:
+            print(json.dumps(_ACTIONS[line.strip()](connected)), flush=True)
+
+
+def _restart(connected: Any) -> float:
+    began = time.monotonic()
+    connected.restart(timeout=60)
+    return time.monotonic() - began
+
+
+_ACTIONS: dict[str, Callable[[Any], object]] = {
+    "restart": _restart,
+    "hang": lambda connected: connected.submit(_hang, pure=False).result(),
+    "start": lambda connected: connected.submit(_start, pure=False).result(),
+}
+
+
+def _hang() -> None:
+    """Let the worker's event loop do nothing else as soon as it has told that this task has ended."""
+    loop = distributed.get_worker().loop
+    loop.add_callback(loop.call_later, 0.5, time.sleep, 3600)
+
+
+def _start() -> int:
+    """Start a process as somebody does who forgets it."""
+    return subprocess.Popen(["sleep", "3600"], start_new_session=True).pid
+
+
 if __name__ == "__main__":
     role, *arguments = sys.argv[1:]
-    asyncio.run(nanny(*arguments) if role == "nanny" else scheduler(*arguments))
+    if role == "client":
+        client(*arguments)
+    else:
+        asyncio.run(nanny(*arguments) if role == "nanny" else scheduler(*arguments))

@@ -102,18 +102,17 @@ def restart(lab: Lab) -> list[Row]:
         with Nannyd(lab.place("helper"), command, {"worker.nice": str(os.nice(0) + 1)}) as peer:
             helped = restarts(births, RESTARTS["nannyd"], peer.uptime)
         least = floor(births, lab.first, RESTARTS["nannyd"])
-    spawned["Nanny"], registered = _nanny_restarts(lab)
+    spawned["Nanny"] = _nanny_restarts(lab)
     return [
         Row("restart", "kill -9 → first instruction", "ms", spawned, at_most=5),
         Row("restart", "the same by the exec helper", "ms", {"nannyd": helped}),
         Row("restart", "posix_spawn alone", "ms", {"nannyd": least}),
-        Row("restart", "kill -9 → Dask worker registered", "ms", {"Nanny": registered}),
     ]
 
 
-def _nanny_restarts(lab: Lab) -> tuple[list[float], list[float]]:
+def _nanny_restarts(lab: Lab) -> list[float]:
     lab.say("restart: Nanny")
-    spawned, registered = [], []
+    spawned = []
     with _nanny(lab) as (nanny, births, ready):
         ready.next()
         for _ in range(RESTARTS["Nanny"]):
@@ -121,8 +120,8 @@ def _nanny_restarts(lab: Lab) -> tuple[list[float], list[float]]:
             _drain(births)
             killed = procs.kill(nanny.worker())
             spawned.append((births.next().at - killed) / 1e6)
-            registered.append((ready.next().at - killed) / 1e6)
-    return spawned, registered
+            ready.next()
+    return spawned
 
 
 def _drain(births: Births) -> None:
@@ -274,11 +273,8 @@ def start(lab: Lab) -> list[Row]:
         for name, make in makers.items():
             lab.say(f"start: {name}")
             begun[name] = [_time_to_birth(make(), births) for _ in range(STARTS[name])]
-    begun["Nanny"], registered = _nanny_starts(lab)
-    return [
-        Row("start", "command → the worker's first instruction", "ms", begun),
-        Row("start", "command → Dask worker registered", "ms", {"Nanny": registered}),
-    ]
+    begun["Nanny"] = _nanny_starts(lab)
+    return [Row("start", "command → the worker's first instruction", "ms", begun)]
 
 
 def _time_to_birth(peer: Peer, births: Births) -> float:
@@ -287,9 +283,9 @@ def _time_to_birth(peer: Peer, births: Births) -> float:
         return (births.next().at - began) / 1e6
 
 
-def _nanny_starts(lab: Lab) -> tuple[list[float], list[float]]:
+def _nanny_starts(lab: Lab) -> list[float]:
     lab.say("start: Nanny")
-    begun, registered = [], []
+    begun = []
     for _ in range(STARTS["Nanny"]):
         with _scheduler(lab) as (address, ready), Births(lab.place("births")) as births:
             began = time.monotonic_ns()
@@ -298,8 +294,8 @@ def _nanny_starts(lab: Lab) -> tuple[list[float], list[float]]:
                 while (birth := births.next()).pid != worker:
                     pass  # the resource tracker
                 begun.append((birth.at - began) / 1e6)
-                registered.append((ready.next().at - began) / 1e6)
-    return begun, registered
+                ready.next()
+    return begun
 
 
 # --- Peers, started --------------------------------------------------------------------------------

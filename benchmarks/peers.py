@@ -28,6 +28,8 @@ class Peer:
     """The column of the table."""
     uptime: ClassVar[float] = 1.3
     """Seconds a worker has to live before its end counts as the end of a sound worker."""
+    at_rest: ClassVar[int] = 1
+    """How many processes of its own are always there."""
 
     def __init__(self, directory: Path, environ: Mapping[str, str] | None = None) -> None:
         """Prepare to run in *directory*, with *environ* added to the environment."""
@@ -120,6 +122,17 @@ class Nannyd(Peer):
             **(settings or {}),
         }
 
+    def own(self) -> list[int]:
+        """Return the supervisor, and the agent if there is one."""
+        return [self.pid, *filter(self._is_agent, procs.children(self.pid))]
+
+    def _is_agent(self, pid: int) -> bool:
+        return procs.command_line(pid).endswith(" bench agent ")
+
+    def _newest_worker(self) -> int | None:
+        found = (pid for pid in procs.children(self.pid) if not procs.is_zombie(pid))
+        return max((pid for pid in found if not self._is_agent(pid)), default=None)
+
     def command(self) -> Sequence[str | Path]:
         """Return the command line."""
         (self.directory / "etc").mkdir()
@@ -187,9 +200,9 @@ class Scheduler(Peer):
 
     name = "scheduler"
 
-    def __init__(self, directory: Path, registered: Births) -> None:
+    def __init__(self, directory: Path, registered: Births, environ: Mapping[str, str] | None = None) -> None:
         """Tell *registered*."""
-        super().__init__(directory)
+        super().__init__(directory, environ)
         self._registered = registered
 
     def command(self) -> Sequence[str | Path]:
@@ -220,6 +233,7 @@ class Nanny(Peer):
 
     name = "Nanny"
     uptime = 0.3
+    at_rest = 2
 
     def __init__(
         self, directory: Path, scheduler: str, births: Births | None = None, first: Path | None = None,

@@ -105,6 +105,11 @@ def is_zombie(pid: int) -> bool:
         return False
 
 
+def is_gone(pid: int) -> bool:
+    """Say whether *pid* has ended, noticed or not."""
+    return is_zombie(pid) or not Path(f"/proc/{pid}").exists()
+
+
 def command_line(pid: int) -> str:
     """Return the arguments of *pid*, with spaces between them; nothing for one that is gone."""
     try:
