@@ -84,7 +84,7 @@ class WorkerPlan:
     local_directory: str | None
     umask: int | None
     nice: int | None
-    oom_score_adj: int
+    oom_score_adj: int | None
     start_timeout: float | None
     stop_signal: int
     stop_timeout: float

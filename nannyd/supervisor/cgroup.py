@@ -181,6 +181,9 @@ class Leaf:
 
     # --- Processes --------------------------------------------------------------------------------
 
+    def begin(self, pid: int) -> None:
+        """Nothing: it is born in here."""
+
     def pids(self) -> list[int]:
         """Return the processes of the leaf and of the cgroups that the worker made in it."""
         found: list[int] = []

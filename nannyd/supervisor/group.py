@@ -21,6 +21,9 @@ class Group(Protocol):
     def path(self) -> str | None:
         """The leaf's directory below the cgroup file system, or None without a leaf."""
 
+    def begin(self, pid: int) -> None:
+        """Learn that *pid* is the worker, which leads a session of its own."""
+
     def pids(self) -> list[int]:
         """Return the processes that live in the group now."""
 

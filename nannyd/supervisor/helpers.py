@@ -34,9 +34,10 @@ class Forget(Protocol):
 class Helpers:
     """The children that are not the worker."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, oom_score_adj: int | None = _OOM_SCORE_ADJ) -> None:
         """Start with none."""
         self._loop = loop
+        self._oom_score_adj = oom_score_adj
         self._running: dict[int, Child] = {}
         self._adopted: set[int] = set()
         self._idle = asyncio.Event()
@@ -78,7 +79,7 @@ class Helpers:
             working_directory=directory,
             umask=None,
             nice=None,
-            oom_score_adj=_OOM_SCORE_ADJ,
+            oom_score_adj=self._oom_score_adj,
             stdout=output,
             stderr=2,
             channel=None,

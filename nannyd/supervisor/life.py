@@ -7,11 +7,12 @@ posts `Exited`, and after that is handled, `close()` gives everything back.
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import signal
 import socket
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nannyd.core import boot, wire
 from nannyd.core.lifecycle import (
@@ -25,7 +26,7 @@ from nannyd.core.lifecycle import (
     WorkerStopping,
 )
 from nannyd.core.plan import KillMode
-from nannyd.supervisor import scratch
+from nannyd.supervisor import leftover, scratch
 from nannyd.supervisor.mailbox import Mailbox
 from nannyd.supervisor.notices import FOREIGN_MESSAGE, WORKER_ERROR, say
 from nannyd.supervisor.outbox import Outbox
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from nannyd.supervisor.group import Group
     from nannyd.supervisor.mailbox import Sender
     from nannyd.supervisor.poll import Sampler
-    from nannyd.supervisor.tree import Tree
     from nannyd.supervisor.watch import Watch
 
 _CLOSE_SHARE = 0.95
@@ -64,8 +64,8 @@ class Place:
     library: Path
     """A directory that holds nothing but `nannyd`, for the interpreters of Python workers."""
     delegation: Delegation | None
-    tree: Callable[[], Tree] | None
-    """Makes the group of a worker that gets no leaf."""
+    tree: Callable[[str], Group] | None
+    """Makes the group of a worker that gets no leaf, by the mark of its life (`leftover`)."""
     sampler: Sampler | None
     """Reads memory where the kernel does not count it for us."""
     output: Callable[[], int]
@@ -75,6 +75,12 @@ class Place:
     """Is called when the worker has a new STATUS=."""
     overrides: Callable[[], dict[str, str]] = dict
     """Returns the variables that plugins have set."""
+    arguments: Callable[[], dict[str, Any]] = dict
+    """Returns what a life adds to the keyword arguments of a Python worker."""
+    tidy: Callable[[], object] = gc.collect
+    """Is called after each life.  The interpreter keeps up to 2,000 freed tuples of each size, and looks for
+    cycles after thousands of allocations: left alone, a thousand lives make 1 MiB.  With all else frozen,
+    this takes 0.1 ms."""
 
 
 class Life:
@@ -129,7 +135,7 @@ class Life:
             if place.delegation.has_memory:
                 leaf.set_limits(self.plan.memory.thresholds.max, self.plan.memory.swap)
         elif place.tree is not None:
-            self.group = place.tree()
+            self.group = place.tree(leftover.of_life(self.scratch.path))
 
     def _spawn(self) -> None:
         worker, place = self.plan.worker, self._place
@@ -158,6 +164,8 @@ class Life:
             if inside is not None:
                 inside.close()
         self.pid = self._child.pid
+        if self.group is not None:
+            self.group.begin(self.pid)
         place.loop.add_reader(self._child.pidfd, self._main_exited)
         if self._outbox is not None:
             self._outbox.put(self._specification())
@@ -200,7 +208,7 @@ class Life:
             "name": self.plan.name,
             "target": python.target if python else "",
             "args": python.args if python else [],
-            "kwargs": python.kwargs if python else {},
+            "kwargs": {**python.kwargs, **self._place.arguments()} if python else {},
             "environ": {**self.plan.late_environ, **self._place.overrides()},
             "preload": python.preload if python else [],
             "preload_argv": python.preload_argv if python else [],

@@ -85,7 +85,7 @@ async def _serve(handover: Handover, runtime: Path, log_format: LogFormat, ring:
         runtime=runtime,
         library=library.install(runtime),
         delegation=delegation,
-        tree=None if trees is None or delegation is not None else functools.partial(trees.Tree, helpers.pids),
+        tree=None if trees is None or delegation is not None else lambda _: trees.Tree(helpers.pids),
         sampler=Sampler() if weaker else None,
         output=_output(plan.name, log_format),
         post=lambda event: None,

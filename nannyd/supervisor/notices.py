@@ -7,10 +7,12 @@ catalog (`journalctl -x`) is keyed by the MESSAGE_ID; the ids were made with `sy
 from __future__ import annotations
 
 import logging
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-LOGGER = logging.getLogger("nannyd")
+LOGGER = ContextVar("nannyd_logger", default=logging.getLogger("nannyd"))  # noqa: B039
+"""Who writes the records: another where nannyd is not the program but a part of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ def say(notice: Notice, **fields: Any) -> None:
     """Log *notice*; None stands for what is unknown."""
     told = Fields(nannyd_event=notice.event, message_id=notice.message_id, **fields)
     known = {key: "?" if value is None else value for key, value in fields.items()}
-    LOGGER.log(notice.level, "%s", notice.text.format_map(known), extra={"fields": told})
+    LOGGER.get().log(notice.level, "%s", notice.text.format_map(known), extra={"fields": told})
 
 
 STARTING = Notice(

@@ -75,7 +75,8 @@ class Program:
     working_directory: str | None
     umask: int | None
     nice: int | None
-    oom_score_adj: int
+    oom_score_adj: int | None
+    """None: as inherited."""
     stdout: int
     stderr: int
     channel: int | None = None
@@ -189,7 +190,7 @@ def spawn_by_helper(program: Program, path: str, leaf: Leaf | None) -> Child:
     first = len(inherited)
     argv = [sys.executable, "-I", "-S", "-c", _ENTER]
     argv += [str(first), str(first + 1), "-1" if leaf is None else str(first + 2)]
-    argv += ["" if program.nice is None else str(program.nice), str(program.oom_score_adj)]
+    argv += ["" if value is None else str(value) for value in (program.nice, program.oom_score_adj)]
     argv += ["terminal"] if program.terminal else []
     with os.fdopen(os.memfd_create("nannyd-program"), "wb") as specification:
         specification.write(b"\0".join(_encode(string) for string in strings))
@@ -332,7 +333,10 @@ def _umask(mask: int | None) -> Iterator[None]:
 
 
 @contextmanager
-def _oom_score_adj(value: int) -> Iterator[None]:
+def _oom_score_adj(value: int | None) -> Iterator[None]:
+    if value is None:
+        yield
+        return
     file = os.open("/proc/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
     try:
         own = int(os.read(file, 16))

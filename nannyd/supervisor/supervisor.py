@@ -8,7 +8,7 @@ happens in one order and a hung loop cannot feed the watchdog.
 from __future__ import annotations
 
 import asyncio
-import gc
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -65,8 +65,10 @@ _READING_AGE = 0.1
 class Supervisor:
     """Keeps one worker to its plan until it has ended."""
 
-    def __init__(self, plan: Plan, place: Place, helpers: Helpers, weaker: str) -> None:
-        """*weaker* says why there is no leaf, or nothing."""
+    def __init__(
+        self, plan: Plan, place: Place, helpers: Helpers, weaker: str, systemd: Systemd | None = None
+    ) -> None:
+        """*weaker* says why there is no leaf, or nothing; *systemd* is who is told how it goes."""
         self.plan = plan
         self.worker = Worker()
         self.life: Life | None = None
@@ -76,7 +78,7 @@ class Supervisor:
         self.weaker = weaker
         self.memory_mode = "cgroup" if place.sampler is None else "poll"
         self._loop = place.loop
-        self.systemd = Systemd()
+        self.systemd = Systemd(os.environ) if systemd is None else systemd
         self._ticker = Ticker(self, place.loop)
         self._now = self._loop.time()
         self.was_ready = False
@@ -169,10 +171,7 @@ class Supervisor:
             # Only now: rm(1) would take the CPU from the next worker's start.
             past, self._past = self._past, None
             self._clean_up(past)
-            # The interpreter keeps up to 2,000 freed tuples of each size, and looks for cycles after
-            # thousands of allocations: left alone, a thousand lives make 1 MiB.  All else is frozen, so
-            # this takes 0.1 ms.
-            gc.collect()
+            self.place.tidy()
         after = self.worker
         if (after.state, after.generation, after.goal) != (before.state, before.generation, before.goal):
             self.show()

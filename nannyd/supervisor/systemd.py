@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import os
 import time
+from typing import TYPE_CHECKING
 
 import sdnotify
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class Systemd:
     """The service manager above us."""
 
-    def __init__(self) -> None:
+    def __init__(self, environ: Mapping[str, str]) -> None:
         """Connect to $NOTIFY_SOCKET, if there is one."""
-        self._notifier = sdnotify.SystemdNotifier()
-        self.present = bool(os.environ.get("NOTIFY_SOCKET"))
+        self.present = bool(environ.get("NOTIFY_SOCKET"))
+        self._notifier = sdnotify.SystemdNotifier() if self.present else None
+        self.watchdog = watchdog_interval(environ)
         self._status = ""
 
     def _say(self, *assignments: str) -> None:
-        if self.present:
+        if self._notifier is not None:
             self._notifier.notify("\n".join(assignments))
 
     def ready(self) -> None:
@@ -53,9 +58,9 @@ class Systemd:
             self._say("STATUS=" + sentence.replace("\n", " "))
 
 
-def watchdog_interval() -> float | None:
+def watchdog_interval(environ: Mapping[str, str]) -> float | None:
     """Return the seconds between pings that systemd asks for (half of WATCHDOG_USEC), or None."""
-    pid, microseconds = os.environ.get("WATCHDOG_PID"), os.environ.get("WATCHDOG_USEC", "")
+    pid, microseconds = environ.get("WATCHDOG_PID"), environ.get("WATCHDOG_USEC", "")
     if not microseconds.isdigit() or (pid is not None and pid != str(os.getpid())):
         return None
     return int(microseconds) / 2e6

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nannyd.supervisor.history import SPACING
-from nannyd.supervisor.systemd import watchdog_interval
 
 if TYPE_CHECKING:
     import asyncio
@@ -26,7 +25,7 @@ class Ticker:
     def __init__(self, supervisor: Supervisor, loop: asyncio.AbstractEventLoop) -> None:
         """Tick for *supervisor*."""
         self._supervisor, self._loop = supervisor, loop
-        self._watchdog = watchdog_interval()
+        self._watchdog = supervisor.systemd.watchdog
         self._next: asyncio.TimerHandle | None = None
 
     def tick(self) -> None:

@@ -168,6 +168,9 @@ class Tree(_Processes):
         self._oom_kills = host_oom_kills()
         self._callback: Callable[[], None] | None = None
 
+    def begin(self, pid: int) -> None:
+        """Nothing: whatever descends from this process is found."""
+
     def pids(self) -> list[int]:
         """Return the processes of the tree, zombies too."""
         return _with_descendants(self._own())
