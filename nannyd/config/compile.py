@@ -8,16 +8,19 @@ it from outside (environment, machine, credentials) is given by a `Surroundings`
 from __future__ import annotations
 
 import enum
+import functools
 import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from nannyd.config import layers as sources
 from nannyd.config import tree as trees
+from nannyd.config.cluster import TARGET, Cluster
 from nannyd.config.credentials import Credentials
 from nannyd.config.machine import Machine, read_machine
 from nannyd.config.texts import Credential
-from nannyd.config.validate import problem_at, validate
+from nannyd.config.tree import problem_at
+from nannyd.config.validate import validate
 from nannyd.config.wording import nearest
 from nannyd.core import environ as environs
 from nannyd.core.environ import Entry, Variable, looks_secret
@@ -164,6 +167,19 @@ class _Builder:
     credentials: Credentials
     problems: list[Problem]
 
+    @property
+    def is_python(self) -> bool:
+        """The worker is a class: one's own, or Dask's."""
+        return self.settings.worker.class_ is not None or self.settings.dask is not None
+
+    @property
+    def cluster(self) -> Cluster | None:
+        """What is made of `[dask]`, if there is one."""
+        if self.settings.dask is None:
+            return None
+        cpus = self.around.machine.cpus
+        return Cluster(self.request.name, self.settings.dask, self.settings, self.tree, cpus)
+
     # Environment
 
     def variables(self) -> list[Variable]:
@@ -175,7 +191,7 @@ class _Builder:
             pre_spawn=self._entries("pre-spawn-environ", nanny.pre_spawn_environ),
             arguments=self._entries("env", nanny.env),
             unset=nanny.unset,
-            bootstrap=self.settings.worker.class_ is not None,
+            bootstrap=self.is_python,
             origins=self.around.origins,
         )
 
@@ -213,13 +229,14 @@ class _Builder:
     def plan(self, variables: list[Variable], log_format: LogFormat, log_level: str) -> Plan:
         """Return the plan; with problems, a useless one."""
         secrets = sorted({v.name for v in variables if v.secret or looks_secret(v.name)})
-        worker = self._worker(secrets)
+        memory, security = self._memory(), self._security()
         return Plan(
             name=self.request.name,
-            worker=worker,
-            memory=self._memory(),
+            worker=self._worker(secrets, memory, security),
+            memory=memory,
             restart=self._restart(),
             agent=self._agent(secrets),
+            dask=None if self.cluster is None else self.cluster.plan(security),
             environ={v.name: v.value for v in variables if not v.late},
             late_environ={v.name: v.value for v in variables if v.late},
             log_format=log_format,
@@ -228,13 +245,13 @@ class _Builder:
             secrets=secrets,
         )
 
-    def _worker(self, secrets: list[str]) -> WorkerPlan:
+    def _worker(self, secrets: list[str], memory: MemoryPlan, security: dict[str, Any]) -> WorkerPlan:
         worker = self.settings.worker
-        is_class = worker.class_ is not None
+        python = self._python(secrets, memory, security) if self.is_python else None
         return WorkerPlan(
-            command=[worker.python or sys.executable] if is_class else worker.command or [],
-            python=self._python(secrets) if is_class else None,
-            ready=worker.ready or (Ready.NOTIFY if is_class else Ready.EXEC),
+            command=worker.command or [] if python is None else [worker.python or sys.executable],
+            python=python,
+            ready=worker.ready or (Ready.EXEC if python is None else Ready.NOTIFY),
             working_directory=worker.working_directory,
             local_directory=worker.local_directory,
             umask=worker.umask,
@@ -247,8 +264,12 @@ class _Builder:
             watchdog=worker.watchdog,
         )
 
-    def _python(self, secrets: list[str]) -> PythonWorker:
+    def _python(self, secrets: list[str], memory: MemoryPlan, security: dict[str, Any]) -> PythonWorker:
         worker = self.settings.worker
+        if self.cluster is not None:
+            limit, resolve = memory.thresholds.limit, functools.partial(self._resolved, secrets=secrets)
+            # The preloads are Dask's own business, that calls their dask_setup for each Worker.
+            return PythonWorker(TARGET, [], self.cluster.kwargs(limit, security, resolve), [], [])
         return PythonWorker(
             target=worker.class_ or "",
             args=worker.args,
@@ -256,6 +277,25 @@ class _Builder:
             preload=worker.preload,
             preload_argv=_argv_for_each(worker.preload, worker.preload_argv),
         )
+
+    def _security(self) -> dict[str, Any]:
+        """Return what distributed.Security is made with; the files are named, and not read."""
+        if self.settings.dask is None:
+            return {}
+        tls, security = self.settings.dask.tls, {}
+        for key, argument in (("ca", "ca_file"), ("cert", "worker_cert"), ("key", "worker_key")):
+            file = getattr(tls, key)
+            if file is not None:
+                security[f"tls_{argument}"], wrong = self.credentials.file(file)
+                if wrong is not None:
+                    self.problems.append(problem_at(self.tree, ("dask", "tls", key), wrong))
+        more = {
+            "require_encryption": tls.require_encryption,
+            "tls_ciphers": tls.ciphers,
+            "tls_min_version": tls.min_version,
+            "tls_max_version": tls.max_version,
+        }
+        return {**security, **{key: value for key, value in more.items() if value is not None}}
 
     def _agent(self, secrets: list[str]) -> AgentPlan:
         nanny, agent = self.settings.nanny, self.settings.agent
@@ -271,7 +311,10 @@ class _Builder:
         )
 
     def _restart(self) -> RestartPolicy:
-        return RestartPolicy(**{key: getattr(self.settings.restart, key) for key in RestartPolicy.__slots__})
+        policy = {key: getattr(self.settings.restart, key) for key in RestartPolicy.__slots__}
+        if self.cluster is not None:
+            policy = self.cluster.restart(policy)
+        return RestartPolicy(**{**policy, "immediate": policy["immediate"] or 0})
 
     def _memory(self) -> MemoryPlan:
         memory = self.settings.memory
@@ -286,6 +329,8 @@ class _Builder:
     def _limit(self) -> tuple[int | None, str]:
         """Return the bytes of `memory.limit`, and where they come from in words."""
         limit, threads = self.settings.memory.limit, self.settings.worker.threads
+        if threads is None and self.cluster is not None:
+            threads = self.cluster.nthreads
         leaf = trees.find(self.tree, ("memory", "limit"))
         origin = trees.DEFAULT if leaf is None else leaf.origin
         place = origin.key or f"memory.limit of {origin.where}"

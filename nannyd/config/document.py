@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nannyd.config.compile import LOG_LEVELS
-from nannyd.config.explain import toml
+from nannyd.config.explain import toml, toml_key
 from nannyd.config.kinds import Kind, Limit, signal_name
 from nannyd.config.options import COMMANDS
 from nannyd.config.settings import BUILT_IN, SECTIONS, Setting, catalogue, every_setting
@@ -33,6 +33,17 @@ EXAMPLES: dict[str, Any] = {
     "worker.ready": "notify",
     "nanny.env": {"LANG": "C.UTF-8"},
     "nanny.environ": {"OMP_NUM_THREADS": "1"},
+    "restart.immediate": 1,
+    "dask.scheduler": "tcp://10.0.0.1:8786",
+    "dask.worker-class": "distributed.Worker",
+    "dask.name": "worker-1",
+    "dask.resources": {"GPU": 2},
+    "dask.listen-address": "tcp://0.0.0.0:9000",
+    "dask.contact-address": "tcp://192.0.2.7:9000",
+    "dask.validate": True,
+    "dask.worker": {"lifetime": "1 day", "lifetime-stagger": "1 hour"},
+    "dask.config": {"distributed.worker.memory.spill": 0.6},
+    "dask.tls": {"ca": "/etc/dask/tls/ca.pem"},
 }
 """Of settings that have no default to show."""
 
@@ -74,7 +85,8 @@ def default(setting: Setting) -> str | None:
     if isinstance(value, Limit):
         return '"auto"'
     if value is None:
-        return '"none"' if _takes_none(of) and _path_example(of) is None else None
+        has_example = setting.name in EXAMPLES or _path_example(of) is not None
+        return '"none"' if _takes_none(of) and not has_example else None
     if setting.key == "stop-signal":
         return toml(signal_name(value))
     if setting.name == "agent.memory-limit":
@@ -134,7 +146,7 @@ def configuration() -> str:
             value = default(setting)
             lines += [*_meaning(setting, value), f"#[{setting.name}]"]
             for key, item in _table(value or example(setting)).items():
-                lines.append(f"#{key} = {toml(item)}")
+                lines.append(f"#{toml_key(key)} = {toml(item)}")
             lines.append("")
     return "\n".join(lines)
 

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from nannyd.config import tree as trees
 from nannyd.config.compile import Source
+from nannyd.config.daskrules import flat
 from nannyd.config.kinds import Limit, signal_name
 from nannyd.config.settings import Setting, catalogue, every_setting
 from nannyd.config.texts import Credential
@@ -51,6 +52,8 @@ _DURATIONS = frozenset(
         "reset-after",
         "start-limit-interval",
         "idle-timeout",
+        "death-timeout",
+        "drain-timeout",
     }
 )
 _INHERITED = frozenset({"working-directory", "umask", "nice"})
@@ -68,17 +71,28 @@ def effective(compiled: Compiled) -> dict[str, dict[str, Any]]:
     sections: dict[str, dict[str, Any]] = {}
     for section, settings in catalogue().items():
         model = getattr(compiled.settings, section)
-        sections[section] = {
-            key: _plain(setting, getattr(model, setting.attribute)) for key, setting in settings.items()
-        }
+        if model is not None:
+            sections[section] = {
+                key: _plain(setting, getattr(model, setting.attribute)) for key, setting in settings.items()
+            }
     worker = sections["worker"]
     worker["ready"] = plan.worker.ready.value
     worker["python"] = worker["python"] or sys.executable
     sections["memory"]["limit"] = plan.memory.thresholds.limit
+    sections["restart"].update(mode=plan.restart.mode.value, immediate=plan.restart.immediate)
+    if plan.dask is not None:
+        server = plan.dask.server
+        sections["dask"].update(name=server["name"], nthreads=server["nthreads"])
     return sections
 
 
 def _plain(setting: Setting, value: Any) -> Any:
+    if setting.keys:
+        value = {
+            key: item for key in setting.keys if (item := getattr(value, key.replace("-", "_"))) is not None
+        }
+    elif setting.table.dotted:
+        value = flat(value)
     if setting.is_table:
         return {key: MASK if looks_secret(key) else _without_credentials(item) for key, item in value.items()}
     if isinstance(value, Limit):
@@ -137,7 +151,7 @@ def plan_text(compiled: Compiled) -> str:
         lines.append("")
         for key, table in tables:
             if table:
-                lines += [f"[{section}.{key}]", *(f"{_key(k)} = {toml(v)}" for k, v in table.items()), ""]
+                lines += [f"[{section}.{key}]", *(f"{toml_key(k)} = {toml(v)}" for k, v in table.items()), ""]
     return "\n".join(lines)
 
 
@@ -177,14 +191,15 @@ def _duration(seconds: float) -> str | float:
     return text if abs(parse_duration(text) - seconds) < 1e-9 and seconds else seconds
 
 
-def _key(name: str) -> str:
+def toml_key(name: str) -> str:
+    """Return *name* as a key of TOML, in quotes where it must be."""
     return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name)
 
 
 def toml(value: Any) -> str:
     """Return *value* as TOML; JSON's strings are TOML's."""
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{_key(key)} = {toml(item)}" for key, item in value.items()) + " }"
+        return "{ " + ", ".join(f"{toml_key(key)} = {toml(item)}" for key, item in value.items()) + " }"
     if isinstance(value, list):
         return "[" + ", ".join(toml(item) for item in value) + "]"
     if isinstance(value, float):
@@ -243,12 +258,15 @@ def _settings(compiled: Compiled) -> list[tuple[str, Any, str, list[str]]]:
     values = effective(compiled)
     result: list[tuple[str, Any, str, list[str]]] = []
     for setting in every_setting():
+        if setting.section not in values:
+            continue
         value = values[setting.section][setting.key]
         if not setting.is_table:
             result.append(_with_origin(compiled, (setting.section, setting.key), value))
             continue
         for key, item in value.items():
-            result.append(_with_origin(compiled, (setting.section, setting.key, key), item))
+            path = key.split(".") if setting.table.dotted else [key]
+            result.append(_with_origin(compiled, (setting.section, setting.key, *path), item))
     return result
 
 

@@ -28,7 +28,7 @@ from nannyd.core.environ import EXPORTED
 from nannyd.core.errors import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 VENDOR_FILE = Path("/usr/lib/nannyd/nannyd.toml")
 CONFIG_DIR = Path("/etc/nannyd")
@@ -200,7 +200,34 @@ def _known(values: dict[str, Any], origin: Origin, problems: list[Problem]) -> d
                 elif settings[key].is_table and not isinstance(value, dict):
                     complain(name, f"{show(value, (section, key))} is not a table; write [{name}]")
                 else:
-                    result[section][key] = value
+                    result[section][key] = _entries(settings[key], value, complain)
+    return result
+
+
+def _entries(setting: Setting, value: Any, complain: Callable[[str, str], None]) -> Any:
+    """Return *value*, a table without what is unknown in it, and its dotted keys as tables."""
+    if setting.keys:
+        for key in sorted(set(value) - set(setting.keys)):
+            guess = nearest(key, setting.keys)
+            known = f"did you mean {setting.name}.{guess}?" if guess else f"write {', '.join(setting.keys)}"
+            complain(f"{setting.name}.{key}", f"is not a setting; {known}")
+        return {key: value[key] for key in setting.keys if key in value}
+    return nested(value) if setting.table.dotted else value
+
+
+def nested(table: dict[str, Any]) -> dict[str, Any]:
+    """Return *table* with a table for each part of a dotted key."""
+    result: dict[str, Any] = {}
+    for name, value in table.items():
+        inner = result
+        *above, last = name.split(".")
+        for key in above:
+            if not isinstance(inner.get(key), dict):
+                inner[key] = {}
+            inner = inner[key]
+        below = nested(value) if isinstance(value, dict) else value
+        both = isinstance(below, dict) and isinstance(inner.get(last), dict)
+        inner[last] = {**inner[last], **below} if both else below
     return result
 
 
@@ -258,9 +285,12 @@ def _variable_path(variable: str) -> tuple[str, ...]:
     setting = catalogue().get(section, {}).get(key)
     if not free:
         return section, key
-    if setting is not None and setting.is_variables:
+    if setting is not None and (setting.is_variables or setting.table.cased):
         return section, key, free[0]
-    return section, key, *free[0].lower().split(DELIMITER)
+    entry = free[0].lower().split(DELIMITER)
+    if setting is not None and setting.keys:
+        entry = [word.replace("_", "-") for word in entry]
+    return section, key, *entry
 
 
 # Options
@@ -284,7 +314,7 @@ def _option_path(option: str) -> tuple[str, ...]:
     setting = catalogue().get(section, {}).get(key)
     if not free:
         return section, key
-    if setting is not None and setting.is_variables:
+    if setting is not None and (setting.is_variables or setting.table.cased):
         return section, key, free[0]
     return section, key, *free[0].split(".")
 
@@ -317,7 +347,7 @@ def _decode(setting: Setting | None, path: tuple[str, ...], text: str) -> Any:
         return _json(text, dict, 'a table in JSON, for example {"name": "value"}')
     if len(path) == 2:
         return _json(text, list, 'a list in JSON, for example ["a", "b"]') if setting.is_json else text
-    if setting.is_variables:
+    if setting.is_variables or setting.keys:
         return text
     try:
         return json.loads(text)

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from pydantic.fields import FieldInfo  # noqa: TC002 (pydantic resolves annotations at run time)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from nannyd.config import kinds, texts
+from nannyd.config.dask import Dask
 from nannyd.config.kinds import Kind, Limit
-from nannyd.config.texts import Credential
+from nannyd.config.section import NO_TABLE, Section, Table, VariableTable, kebab
 from nannyd.core.plan import KillMode, MemoryMode, PreloadFailure, Ready
 from nannyd.core.restart import RestartMode, RestartPolicy
 
@@ -32,18 +33,8 @@ _FINITE = ("a finite duration above 0", "30, 30s or 5min")
 _OPTIONAL = ("a duration above 0", "30s, 5min or none")
 _DELAY = ("a duration", "0, 500ms or 30s")
 
-VariableTable = dict[Annotated[str, texts.variable_name], Annotated[str | Credential, texts.variable_value]]
 
-
-def _kebab(name: str) -> str:
-    return name.rstrip("_").replace("_", "-")
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=_kebab)
-
-
-class Worker(_Section):
+class Worker(Section):
     """What is run, and how."""
 
     command: Annotated[list[str] | None, texts.command] = Field(
@@ -115,7 +106,7 @@ class Worker(_Section):
     )
 
 
-class Memory(_Section):
+class Memory(Section):
     """The memory limit, and what happens before it is met."""
 
     limit: Annotated[Limit, kinds.limit] = Field(
@@ -141,14 +132,19 @@ class Memory(_Section):
     )
 
 
-class Restart(_Section):
+class Restart(Section):
     """When a worker that ended is started again."""
 
     mode: Annotated[RestartMode, kinds.choice(RestartMode, "a restart mode")] = Field(
         default=_POLICY.mode, description="After which ends, as systemd's Restart=."
     )
+    immediate: Annotated[int | None, kinds.integer(0, None, "a number of restarts", "0 or more")] = Field(
+        default=None,
+        description="How many restarts in a row come at once, before those that wait; by default none, and"
+        " one for a Dask worker.",
+    )
     delay: Annotated[float, kinds.duration(*_DELAY, zero=True)] = Field(
-        default=_POLICY.delay, description="The time before the first restart in a row."
+        default=_POLICY.delay, description="The time before the first restart in a row that waits."
     )
     growth: Annotated[float, kinds.number(1, "a factor of at least 1", "for example 2")] = Field(
         default=_POLICY.growth, description="The factor by which the delay grows in a row of restarts."
@@ -172,7 +168,7 @@ class Restart(_Section):
     )
 
 
-class Nanny(_Section):
+class Nanny(Section):
     """The worker's environment, and your own code beside it."""
 
     env: VariableTable = Field(
@@ -211,7 +207,7 @@ class Nanny(_Section):
     )
 
 
-class Agent(_Section):
+class Agent(Section):
     """The process that preloads and plugins of the nanny run in."""
 
     memory_limit: Annotated[int | None, kinds.size_or_none] = Field(
@@ -256,6 +252,8 @@ class Settings(BaseSettings):
     restart: Restart = Restart()
     nanny: Nanny = Nanny()
     agent: Agent = Agent()
+    dask: Dask | None = None
+    """None: the instance is no worker of a Dask cluster."""
 
     @classmethod
     def from_layers(cls, values: dict[str, Any]) -> Settings:
@@ -293,6 +291,9 @@ class Setting:
     is_variables: bool
     """A table of environment variables: texts are taken as they stand."""
     is_json: bool
+    table: Table = NO_TABLE
+    keys: tuple[str, ...] = ()
+    """The keys of a table that has but these."""
 
     @property
     def name(self) -> str:
@@ -310,8 +311,9 @@ class Setting:
         return f"{PREFIX}{self.section}{DELIMITER}{self.key.replace('-', '_')}".upper()
 
 
-SECTIONS: dict[str, type[_Section]] = {
+SECTIONS: dict[str, type[Section]] = {
     "worker": Worker, "memory": Memory, "restart": Restart, "nanny": Nanny, "agent": Agent,
+    "dask": Dask,
 }  # fmt: skip
 
 
@@ -320,7 +322,7 @@ def catalogue() -> dict[str, dict[str, Setting]]:
     """Return every setting, by section and key, in the order of the model."""
     return {
         section: {
-            (key := _kebab(attribute)): _setting(section, key, attribute, field)
+            (key := kebab(attribute)): _setting(section, key, attribute, field)
             for attribute, field in model.model_fields.items()
         }
         for section, model in SECTIONS.items()
@@ -328,15 +330,19 @@ def catalogue() -> dict[str, dict[str, Setting]]:
 
 
 def _setting(section: str, key: str, attribute: str, field: FieldInfo) -> Setting:
+    inner = field.annotation
+    model = inner if isinstance(inner, type) and issubclass(inner, Section) else None
     return Setting(
         section,
         key,
         attribute,
         description=field.description or "",
-        default=field.default,
-        is_table=get_origin(field.annotation) is dict,
+        default=field.default if model is None else {},
+        is_table=get_origin(inner) is dict or model is not None,
         is_variables=field.annotation == VariableTable,
         is_json=any(isinstance(kind, Kind) and kind.is_json for kind in field.metadata),
+        table=next((item for item in field.metadata if isinstance(item, Table)), NO_TABLE),
+        keys=() if model is None else tuple(map(kebab, model.model_fields)),
     )
 
 

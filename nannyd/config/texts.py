@@ -40,6 +40,16 @@ def path(example: str) -> Kind:
     return Kind(_path, "an absolute path", f"for example {example}", {"type": "string"})
 
 
+def path_or_credential(example: str) -> Kind:
+    """Return the kind of absolute paths, and of credentials that stand for their files."""
+
+    def parse(value: Any) -> str | Credential | None:
+        return credential(value) or _path(value)
+
+    write = f'for example {example} or {{ credential = "name" }}'
+    return Kind(parse, "an absolute path", write, {"type": ["string", "object"]})
+
+
 _CLASS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 

@@ -9,13 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from nannyd.config.dask import DASK_KEYS
 from nannyd.config.settings import catalogue
+from nannyd.core.errors import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 CLASS_ONLY = ("args", "kwargs", "preload", "preload-argv")
-"""Settings of `[worker]` that mean something for a class alone."""
+"""Settings of `[worker]` that mean something for a class alone; `[dask]` has a class, too."""
+NOT_DASK = ("command", "class", "args", "kwargs")
+"""Settings of `[worker]` that mean nothing beside `[dask]`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,8 @@ class Origin:
     """`default`, the path of a file, `environment` or `command line`."""
     key: str = ""
     """The variable or option, where the value stands in one."""
+    is_dask: bool = False
+    """It is Dask's own configuration, with keys of its own."""
 
     def __str__(self) -> str:
         """Return the origin for people: the variable or option, else the file."""
@@ -77,6 +83,11 @@ def merge(layers: Sequence[Layer]) -> Tree:
         _lay(tree, layer.values, layer.origin, rank, ())
     _drop_false(tree)
     _choose_command_or_class(tree)
+    _choose_program_or_dask(tree)
+    if next(origins(tree.get("dask", {})), None) is None:
+        tree.pop(
+            "dask", None
+        )  # an empty [dask], as in the reference configuration, makes nobody a Dask worker
     return tree
 
 
@@ -123,7 +134,7 @@ def _table(tree: Tree, *path: str) -> Tree:
 def _choose_command_or_class(tree: Tree) -> None:
     """Let a higher layer's command replace a lower layer's class, with all that is only for a class.
 
-    Both in the same place stay, for `checks` to complain about.
+    Both in the same place stay, for `validate` to complain about.
     """
     worker = _table(tree, "worker")
     command, class_ = worker.get("command"), worker.get("class")
@@ -140,6 +151,26 @@ def _choose_command_or_class(tree: Tree) -> None:
     for key in CLASS_ONLY:
         if key in worker and _rank(worker[key]) < command.rank:
             del worker[key]
+
+
+def _choose_program_or_dask(tree: Tree) -> None:
+    """Let a higher layer's command or class replace a lower layer's `[dask]`, and the other way round.
+
+    Both in the same place stay, for `validate` to complain about.
+    """
+    worker, dask = _table(tree, "worker"), _table(tree, "dask")
+    programs = [leaf for key in ("command", "class") if isinstance(leaf := worker.get(key), Leaf)]
+    if not dask or not programs:
+        return
+    top, last = find(dask, ()), max(programs, key=_rank)
+    if top is None or any(origin.where == last.origin.where for _, origin in origins(dask)):
+        return
+    if top.rank > last.rank:
+        for key in NOT_DASK:
+            if key in worker and _rank(worker[key]) < top.rank:
+                del worker[key]
+    else:
+        del tree["dask"]
 
 
 def _rank(node: Leaf | Tree) -> int:
@@ -169,6 +200,21 @@ def find(tree: Tree, path: Sequence[str]) -> Leaf | None:
             return None
         node = max(node.values(), key=_rank)
     return node
+
+
+def problem_at(tree: Tree, path: Sequence[str], message: str) -> Problem:
+    """Return the problem *message* at the place where the value at *path* stands."""
+    leaf = find(tree, path)
+    origin = DEFAULT if leaf is None else leaf.origin
+    return Problem(origin.where, _key(origin, path), message)
+
+
+def _key(origin: Origin, path: Sequence[str]) -> str:
+    if origin.key == "--":
+        return "COMMAND"
+    name = ".".join(path[:2])
+    theirs = DASK_KEYS.get(name) if origin.is_dask else None
+    return origin.key or ".".join((theirs or name, *path[2:]))
 
 
 def remove(tree: Tree, path: Sequence[str]) -> None:

@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from nannyd.config import daskrules
 from nannyd.config import tree as trees
 from nannyd.config.kinds import ERROR_TYPE
 from nannyd.config.settings import Settings
-from nannyd.config.tree import CLASS_ONLY, DEFAULT, Origin
+from nannyd.config.tree import CLASS_ONLY, problem_at
 from nannyd.config.wording import show
 from nannyd.core.errors import Problem
 from nannyd.core.units import format_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     from nannyd.config.tree import Path, Tree
 
@@ -61,19 +62,6 @@ def validate(tree: Tree, home: str | None) -> tuple[Settings, list[Problem]]:
             return settings, [*problems, *_rules(settings, tree, bad, home)]
 
 
-def problem_at(tree: Tree, path: Sequence[str], message: str) -> Problem:
-    """Return the problem *message* at the place where the value at *path* stands."""
-    leaf = trees.find(tree, path)
-    origin = DEFAULT if leaf is None else leaf.origin
-    return Problem(origin.where, _key(origin, path), message)
-
-
-def _key(origin: Origin, path: Sequence[str]) -> str:
-    if origin.key == "--":
-        return "COMMAND"
-    return origin.key or ".".join(path)
-
-
 def _translate(tree: Tree, path: Path, details: Any) -> Problem:
     context: Mapping[str, Any] = details.get("ctx", {})
     name = tuple(key for key in path if key != "[key]")
@@ -90,7 +78,9 @@ def _translate(tree: Tree, path: Path, details: Any) -> Problem:
 
 def _rules(settings: Settings, tree: Tree, bad: set[Path], home: str | None) -> Iterator[Problem]:
     """Yield what is wrong between settings; a rule about a bad value is not applied."""
-    if not bad & {("worker", "command"), ("worker", "class")}:
+    if settings.dask is not None:
+        yield from daskrules.rules(settings, settings.dask, tree, bad, home)
+    elif not bad & {("worker", "command"), ("worker", "class")}:
         yield from _worker_rule(settings, tree, home)
     for section in ("worker", "nanny"):
         if not bad & {(section, "preload"), (section, "preload-argv")}:

@@ -29,6 +29,8 @@ class RestartPolicy:
     """The `[restart]` table.  Durations are seconds."""
 
     mode: RestartMode = RestartMode.ALWAYS
+    immediate: int = 0
+    """Restarts in a row that come at once; the row of those that wait begins after them."""
     delay: float = 0.2
     """Before the first restart in a row."""
     growth: float = 2.0
@@ -67,10 +69,10 @@ def restart_delay(policy: RestartPolicy, row: int, chance: float) -> float:
 
     *chance*, from 0 to 1, stands for the throw of the dice; 0.5 gives the delay itself.
     """
-    if policy.delay <= 0:
+    if policy.delay <= 0 or row < policy.immediate:
         return 0.0
     try:
-        delay = min(policy.delay * policy.growth**row, policy.max_delay)
+        delay = min(policy.delay * policy.growth ** (row - policy.immediate), policy.max_delay)
     except OverflowError:
         delay = policy.max_delay
     return min(policy.max_delay, delay * (1 + policy.jitter * (2 * chance - 1)))

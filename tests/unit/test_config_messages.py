@@ -230,7 +230,7 @@ def test_a_wrong_value_is_named_with_what_would_be_right(
         ),
         (
             "[xyzzy]\n",
-            "DIR/w.toml: xyzzy: is not a setting; the tables are worker, memory, restart, nanny, agent",
+            "DIR/w.toml: xyzzy: is not a setting; the tables are worker, memory, restart, nanny, agent, dask",
         ),
         ("memory = 3\n", "DIR/w.toml: memory: 3 is not a table; write [memory]"),
         ("[[memory]]\nlimit = 3\n", 'DIR/w.toml: memory: [{"limit": 3}] is not a table; write [memory]'),
@@ -492,10 +492,13 @@ _VALUES = st.recursive(_SCALARS, lambda inner: st.lists(inner, max_size=2) | _ta
 def test_any_value_is_taken_or_answered(name: str, value: Any) -> None:
     section, key = name.split(".")
     variable = f"NANNYD_{section.upper()}"
-    request = Request("w", Path("/"), command=["true"])
+    request = Request("w", Path("/"), command=None if section == "dask" else ["true"])
+    environ = {variable: json.dumps({key: value})}
+    if section == "dask":
+        environ["NANNYD_DASK__SCHEDULER"] = "tcp://x:1"
     wrong: list[Problem] = []
     try:
-        compiled = compile_plan(request, Surroundings({variable: json.dumps({key: value})}, MACHINE))
+        compiled = compile_plan(request, Surroundings(environ, MACHINE))
     except ConfigError as error:
         wrong = error.problems
     else:
