@@ -32,7 +32,7 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 (it ends here, and is told)
         report_failure(error)
         status = 1
-    signals.ignore()
+    signals.ignore()  # if the worker never came to life
     sys.exit(status)
 
 

@@ -69,7 +69,7 @@ class Life:
         self._judge(outcome)
         own_end = Stop(self._spec.grace, "failed" if self._failed else "finished")
         await self._end(work, self._asked.result() if self._asked.done() else own_end)
-        signals.forget_loop()
+        signals.ignore()
         return int(self._failed) if self._exit is None else self._exit.code
 
     def _judge(self, outcome: BaseException | None) -> None:

@@ -29,15 +29,15 @@ def leave_at_once() -> None:
 
 
 def tell_loop(loop: asyncio.AbstractEventLoop, callback: Callable[[signal.Signals], None]) -> None:
-    """Let a signal call *callback* in the event loop."""
-    for number in SIGNALS:
-        loop.add_signal_handler(number, callback, number)
-        _ours[number] = signal.getsignal(number)
+    """Let a signal call *callback* in the event loop.
 
+    A handler that the loop itself has installed it also removes, and a signal that comes then is deadly.
+    """
 
-def forget_loop() -> None:
-    """Tell the event loop nothing more: it closes its descriptor for that before it lets go of signals."""
-    signal.set_wakeup_fd(-1)
+    def tell(number: int, _frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(callback, signal.Signals(number))
+
+    _install(tell)
 
 
 def ignore() -> None:
