@@ -6,9 +6,14 @@ library of Python 3.10 only: the worker's bootstrap uses it inside the user's in
 
 from __future__ import annotations
 
+import array
 import json
 import re
 import socket
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 PROTOCOL = 1
 """Version of what passes between supervisor and bootstrap (channel lines, X_NANNYD_ fields)."""
@@ -17,7 +22,7 @@ CHANNEL_FD = 3
 """Where the bootstrap of a Python worker finds its channel: a stream socket of JSON lines.
 
 The supervisor's first line is the specification of the worker; a later line asks it to stop,
-`{"stop": {"timeout": 24.0, "reason": "…"}}`.  End of file means that the supervisor is gone.
+`{"stop": {"timeout": 24.0, "reason": "…", "drain": 0.0}}`.  End of file means that the supervisor is gone.
 """
 
 LINE_MAX = 1 << 20
@@ -75,8 +80,8 @@ def summarize_error(text: str, longest: int) -> str:
     return "".join(printable)[:longest]
 
 
-def send(address: str | None, **fields: str) -> None:
-    """Send *fields* to the notify socket at *address*; do nothing without one.
+def send(address: str | None, descriptors: Sequence[int] = (), /, **fields: str) -> None:
+    """Send *fields*, and *descriptors* with them, to the notify socket at *address*; do nothing without one.
 
     Raises OSError where the socket is there but does not take the message.
     """
@@ -86,4 +91,7 @@ def send(address: str | None, **fields: str) -> None:
         address = "\0" + address[1:]
     message = "\n".join(f"{key}={value}" for key, value in fields.items())
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        sock.sendto(message.encode("utf-8", "backslashreplace"), address)
+        data = message.encode("utf-8", "backslashreplace")
+        rights = array.array("i", descriptors)
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if rights else []
+        sock.sendmsg([data], ancillary, 0, address)  # send_fds() of the older Pythons drops the address

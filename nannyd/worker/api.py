@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from typing import TYPE_CHECKING
 
 from nannyd.core import wire
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _NOTIFY_SOCKET = os.environ.get("NOTIFY_SOCKET")
 """Remembered: some libraries remove the variable when they have used it."""
@@ -47,6 +51,9 @@ class Worker:
     async def close(self, timeout: float, reason: str) -> None:
         """End the work and give back what the worker holds.
 
+        A third parameter, `drain`, is given the seconds of *timeout* in which a worker that is not to come
+        back may pass on what it holds; 0 where it is to be replaced.
+
         Called exactly once for every worker whose constructor returned, even if `start` was cancelled,
         failed, or was never reached.  `finished` is cancelled when this has returned.  After *timeout*
         seconds it is cancelled and the process ends with status 1.  *reason* is what nannyd said,
@@ -55,10 +62,10 @@ class Worker:
         """
 
 
-def notify(**fields: str) -> None:
+def notify(descriptors: Sequence[int] = (), /, **fields: str) -> None:
     """Tell nannyd something in the words of sd_notify(3), for example `notify(STATUS="42 jobs")`.
 
-    Does nothing where no nannyd is listening.
+    Does nothing where no nannyd is listening.  *descriptors* stay the caller's.
     """
     with contextlib.suppress(OSError):  # nannyd is gone, which is seen at the channel
-        wire.send(_NOTIFY_SOCKET, **fields)
+        wire.send(_NOTIFY_SOCKET, descriptors, **fields)

@@ -37,6 +37,8 @@ class Stop:
 
     timeout: float
     reason: str
+    drain: float = 0.0
+    """How many of these seconds the worker's data may take to move to other workers."""
 
 
 def parse_specification(line: bytes) -> Specification:
@@ -65,7 +67,8 @@ def parse_stop(line: bytes, grace: float) -> Stop | None:
     stop = data.get("stop") if isinstance(data, dict) else None
     if not isinstance(stop, dict):
         return None
-    return Stop(float(stop.get("timeout", grace)), str(stop.get("reason", "stop")))
+    timeout, drain = float(stop.get("timeout", grace)), float(stop.get("drain", 0.0))
+    return Stop(timeout, str(stop.get("reason", "stop")), drain)
 
 
 class Channel:

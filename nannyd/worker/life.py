@@ -137,7 +137,8 @@ class Life:
             timeout = deadline - self._loop.time()
         close = getattr(self._worker, "close", None)
         if close is not None:
-            call = functools.partial(close, **_accepted(close, timeout=timeout, reason=stop.reason))
+            offers = _accepted(close, timeout=timeout, reason=stop.reason, drain=min(stop.drain, timeout))
+            call = functools.partial(close, **offers)
             await self._bounded(call, timeout, "close()")
         if not work.done():
             await _cancel(work, max(deadline - self._loop.time(), _LEAST))
