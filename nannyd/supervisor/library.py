@@ -14,6 +14,10 @@ PARTS = (
     *(f"core/{module}.py" for module in ("__init__", "boot", "preload", "target", "trace", "wire")),
     "worker/*.py",
     "agent/*.py",
+    *(
+        f"dask/{module}.py"
+        for module in ("__init__", "configuration", "port", "registration", "subject", "telling", "worker")
+    ),
 )
 
 

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 from harness import Host
 
+from nannyd.supervisor import library
+
 from .lab import VERSIONS, Cluster, Zygote
+from .peer import Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,3 +71,17 @@ def security(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         **{f"tls_{role}_cert": cert for role in roles},
         **{f"tls_{role}_key": key for role in roles},
     }
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return a directory that holds nothing but what the supervisor gives its workers of nannyd."""
+    return str(library.install(tmp_path_factory.mktemp("only nannyd's")))
+
+
+@pytest.fixture
+def supervisor(empty_cluster: Cluster, parts: str, tmp_path: Path) -> Iterator[Supervisor]:
+    """Return what starts Dask workers in the supervisor's way."""
+    supervisor = Supervisor(empty_cluster, parts, tmp_path)
+    yield supervisor
+    supervisor.close()

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,92 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from harness import interpreters
+from bootstrap_peer import PATIENCE, Running
+from harness import WORKERS, interpreters
 
 import nannyd
 from nannyd.core import wire
-from nannyd.core.boot import boot_argv
 from nannyd.supervisor import library
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-WORKERS = Path(__file__).parent.parent / "workers"
-PATIENCE = 10.0
-"""Seconds until a test gives up."""
-
-
-class Running:
-    """A started worker, its channel, and what it has said."""
-
-    def __init__(
-        self, process: subprocess.Popen[bytes], channel: socket.socket, notify: socket.socket, stderr: Path
-    ) -> None:
-        """Take over process and sockets."""
-        self.process = process
-        self._stderr = stderr
-        self.channel = channel
-        self.notify = notify
-        self.said: list[dict[str, str]] = []
-
-    def specify(self, **changes: Any) -> None:
-        """Send the specification."""
-        spec = {
-            "protocol": wire.PROTOCOL,
-            "name": "w1",
-            "target": "classes:Good",
-            "args": [],
-            "kwargs": {},
-            "environ": {},
-            "preload": [],
-            "preload_argv": [],
-            "stop_timeout": 5.0,
-            "local_directory": None,
-            **changes,
-        }
-        self.channel.sendall(json.dumps(spec).encode() + b"\n")
-
-    def hears(self, key: str, value: str | None = None) -> dict[str, str]:
-        """Wait for a message with *key* (and *value*) among its fields."""
-        self.notify.settimeout(PATIENCE)
-        while True:
-            fields = wire.parse(self.notify.recv(1 << 20))
-            self.said.append(fields)
-            if key in fields and value in (None, fields[key]):
-                return fields
-
-    def drain(self) -> None:
-        """Take note of what has been said up to now."""
-        self.notify.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                self.said.append(wire.parse(self.notify.recv(1 << 20)))
-
-    def ask(self, timeout: float, reason: str, number: signal.Signals | None = signal.SIGTERM) -> None:
-        """Ask for the end as the supervisor does: the line, then the signal."""
-        line = json.dumps({"stop": {"timeout": timeout, "reason": reason}})
-        self.channel.sendall(line.encode() + b"\n")
-        if number is not None:
-            self.process.send_signal(number)
-
-    def ends(self) -> int:
-        """Wait for the exit status, and collect the last words."""
-        status = self.process.wait(PATIENCE)
-        self.drain()
-        return status
-
-    def stderr(self) -> str:
-        """Return what it has written to stderr."""
-        return self._stderr.read_text()
-
-    def error(self) -> str:
-        """Return the text of the only X_NANNYD_ERROR."""
-        (value,) = [fields["X_NANNYD_ERROR"] for fields in self.said if "X_NANNYD_ERROR" in fields]
-        return wire.parse_error(value)
-
-    def count(self, key: str) -> int:
-        """Count the messages with *key*."""
-        return sum(key in fields for fields in self.said)
 
 
 @pytest.fixture(scope="module")
@@ -114,33 +34,13 @@ def launch(tmp_path: Path, directory: str) -> Iterator[Callable[..., Running]]:
     """Return a function that starts a worker's process; nothing is specified yet."""
     started: list[Running] = []
 
-    def launch(
-        *, python: str = sys.executable, cwd: Path = WORKERS, target: str = "classes:Good", **environ: str
-    ) -> Running:
-        ours, theirs = socket.socketpair()
-        notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        address = str(tmp_path / f"notify{len(started)}")
-        notify.bind(address)
-        stderr = tmp_path / f"stderr{len(started)}"
-        with theirs, stderr.open("wb") as stderr_file:
-            process = subprocess.Popen(
-                boot_argv(python, directory, "w1", target),
-                cwd=cwd,
-                env={"PATH": os.environ["PATH"], "NOTIFY_SOCKET": address, **environ},
-                stdin=subprocess.DEVNULL,
-                stderr=stderr_file,
-                pass_fds=[wire.CHANNEL_FD],
-                preexec_fn=lambda: os.dup2(theirs.fileno(), wire.CHANNEL_FD),
-            )
-        started.append(Running(process, ours, notify, stderr))
+    def launch(**options: Any) -> Running:
+        started.append(Running.launch(directory, tmp_path, **options))
         return started[-1]
 
     yield launch
     for running in started:
-        running.process.kill()
-        running.process.wait()
-        running.channel.close()
-        running.notify.close()
+        running.close()
 
 
 @pytest.fixture

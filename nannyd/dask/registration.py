@@ -1,0 +1,114 @@
+"""What a Dask worker's process does in its nanny's place: it registers the nanny with the scheduler.
+
+Registration is two messages.  Between them the scheduler tells nobody of a new plugin, so that none is
+missed; the second one must not be late.  If this process dies instead, its connection ends, which counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger("distributed.nanny")
+
+_PATIENCE = 5.0
+"""Seconds of the first attempt to connect.  distributed waits longer and longer within one attempt."""
+
+
+@dataclass(frozen=True)
+class NannyPlugins:
+    """The nanny's plugins as the scheduler has them, pickled."""
+
+    pickled: dict[str, bytes]
+
+    def differ(self, known: dict[str, str]) -> bool:
+        """Say whether they are others than those *known*, by name and SHA-256."""
+        return known != self._digests()
+
+    def are_new(self, known: dict[str, str]) -> bool:
+        """Say whether some of them are not *known*."""
+        return not self._digests().items() <= known.items()
+
+    def store(self, directory: Path) -> list[dict[str, str]]:
+        """Write each to a file of *directory*, and return where."""
+        stored = []
+        for name, digest in self._digests().items():
+            path = directory / f"plugin-{digest}"
+            if not path.exists():
+                _write(path, self.pickled[name])
+            stored.append({"name": name, "path": str(path), "digest": digest})
+        return stored
+
+    def _digests(self) -> dict[str, str]:
+        return {name: hashlib.sha256(data).hexdigest() for name, data in self.pickled.items()}
+
+
+class Registration:
+    """A nanny's connection to the scheduler while its worker starts."""
+
+    def __init__(self, comm: Any, plugins: NannyPlugins) -> None:
+        """Take over the connection, on which the scheduler has said what *plugins* it has."""
+        self._comm = comm
+        self.plugins = plugins
+
+    async def close(self, *, started: bool) -> None:
+        """Send the second message, and hang up.  Does nothing the second time."""
+        if self._comm.closed():
+            return
+        with contextlib.suppress(OSError):
+            await self._comm.write({"status": "ok" if started else "error"})
+        await self._comm.close()
+
+
+async def register(scheduler: str, security: Any, nanny: str, dead: str | None) -> Registration:
+    """Register *nanny* as soon as the scheduler is to be reached; it is to forget the worker *dead*."""
+    import dask
+    from dask.utils import parse_timedelta
+
+    limit = parse_timedelta(dask.config.get("distributed.comm.timeouts.connect"), default="seconds")
+    timeout = min(_PATIENCE, limit)
+    while True:
+        registration = await _attempt(scheduler, security, nanny, dead, timeout)
+        if registration is not None:
+            return registration
+        logger.info("Waiting to connect to: %26s", scheduler)
+        timeout = min(2 * timeout, limit)
+        await asyncio.sleep(0.1)  # some attempts fail at once, such as those to look up a name
+
+
+async def _attempt(
+    scheduler: str, security: Any, nanny: str, dead: str | None, timeout: float
+) -> Registration | None:
+    from distributed.comm.core import FatalCommClosedError, connect
+
+    try:
+        comm = await connect(scheduler, timeout=timeout, **security.get_connection_args("worker"))
+        comm.name = "Nanny->Scheduler (registration)"
+        if dead is not None:
+            stimulus = f"nannyd-unregister-{time.time()}"  # noqa: TID251 (an identifier, in Dask's form)
+            message = {"op": "unregister", "address": dead, "stimulus_id": stimulus, "reply": True}
+            await comm.write(message)
+            await comm.read()
+        await comm.write({"op": "register_nanny", "address": nanny})
+        answer = await comm.read()
+    except FatalCommClosedError:  # certificates; another attempt would end in the same way
+        raise
+    except (OSError, asyncio.TimeoutError):
+        return None
+    return Registration(comm, NannyPlugins(dict(answer["nanny-plugins"])))
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file, seen whole or not at all, for nobody else to read."""
+    descriptor, half = tempfile.mkstemp(prefix=".", dir=path.parent)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+    Path(half).replace(path)

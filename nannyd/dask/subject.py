@@ -1,0 +1,72 @@
+"""The Worker's class as it runs under nannyd: the same, but that it says why it closes.
+
+A Worker that closes asks its nanny over the network to go as well.  Here the supervisor decides, by the
+reason, which it hears where it hears all else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib
+import logging
+from typing import Any
+
+from nannyd.core.target import find_target
+from nannyd.dask.telling import tell
+
+logger = logging.getLogger("distributed.worker")
+
+_LONGEST_WAIT = 60.0
+"""Seconds for a name to become free, where no death-timeout says otherwise."""
+
+
+def find_worker_class(name: str | None) -> Any:
+    """Return the class that *name* (`pkg.mod.Class` or `pkg.mod:Class`) means, or distributed's own."""
+    if name is None:
+        return importlib.import_module("distributed.worker").Worker
+    if ":" not in name:
+        module, _, attribute = name.rpartition(".")
+        name = f"{module}:{attribute}"
+    return find_target(name, "worker class")
+
+
+def make_subject(worker_class: Any) -> Any:
+    """Return a class that is *worker_class* to whoever looks, and does what this module says."""
+
+    class Subject(worker_class):  # type: ignore[misc]
+        nannyd_end: dict[str, Any] | None = None
+        """Arguments of the end that nannyd has asked for."""
+        nannyd_drain: asyncio.Task[None] | None = None
+        """What is to be over before."""
+
+        @functools.wraps(worker_class.close)
+        async def close(self, *args: Any, **kwargs: Any) -> Any:
+            if self.nannyd_drain is not None:
+                await asyncio.wait({self.nannyd_drain})
+            if self.nannyd_end is not None:
+                return await super().close(**self.nannyd_end)
+            if self.status.name not in ("init", "closing", "closed", "failed", "undefined"):
+                tell(closing=str(kwargs.get("reason", "worker-close")))
+            return await super().close(*args, **{**kwargs, "nanny": False})
+
+        async def _register_with_scheduler(self) -> None:
+            """Wait while the name is that of another worker: one that died, as the scheduler will see."""
+            loop = asyncio.get_running_loop()
+            until = loop.time() + (self.death_timeout or _LONGEST_WAIT)
+            delay = 0.1
+            while True:
+                try:
+                    await super()._register_with_scheduler()
+                except ValueError as error:
+                    if "name taken" not in str(error) or loop.time() + delay > until:
+                        raise
+                else:
+                    return
+                logger.info("Waiting for the name %r to become free", self.name)
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, 1.0)
+
+    for attribute in ("__name__", "__qualname__", "__module__", "__doc__"):
+        setattr(Subject, attribute, getattr(worker_class, attribute))
+    return Subject

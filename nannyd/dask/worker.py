@@ -1,0 +1,221 @@
+"""A Dask worker as the worker of an instance, and the nanny's registration, which its process sees to.
+
+The order of a life: configuration, `import distributed`, the scheduler's address, registration of the nanny
+(a new plugin of the nanny's ends this life here), the Worker, the registration's second message, what is to
+be published; ready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nannyd.dask.configuration import configure, make_security
+from nannyd.dask.telling import hand_over, tell
+
+if TYPE_CHECKING:
+    from nannyd.dask.registration import Registration
+
+logger = logging.getLogger("distributed.nanny")
+
+
+class DaskWorker:
+    """Has the form of `nannyd.worker.Worker`.  The keyword arguments are made by nannyd's launcher."""
+
+    def __init__(
+        self,
+        *,
+        scheduler: str | None,
+        scheduler_file: str | None,
+        worker_class: str | None,
+        options: dict[str, Any],
+        config: dict[str, Any],
+        security: dict[str, Any],
+        nanny: dict[str, Any],
+        death_timeout: float | None,
+        life: dict[str, Any],
+        pickled: str | None = None,
+        local_directory: str | None = None,
+    ) -> None:
+        """*life* is what the supervisor knows of the lives before; all else is configuration."""
+        configure(config)
+        given = _unpickle(pickled)
+        if given.get("config"):
+            configure(given["config"])
+        from distributed.proctitle import enable_proctitle_on_children, enable_proctitle_on_current
+
+        from nannyd.dask.subject import find_worker_class, make_subject
+
+        enable_proctitle_on_current()
+        enable_proctitle_on_children()
+
+        self._class = make_subject(given.get("worker_class") or find_worker_class(worker_class))
+        self._options = {"local_directory": local_directory, **options, **given.get("options", {})}
+        self._security = given.get("security") or make_security(security)
+        self._scheduler, self._scheduler_file = scheduler, scheduler_file
+        self._where = nanny
+        self._death_timeout = death_timeout
+        self._life = {
+            "nanny": None, "known": {}, "unregister": None, "exits": [], "directory": None, "register": True,
+            **life,
+        }  # fmt: skip
+        self._worker: Any = None
+        self._registration: Registration | None = None
+        self._started = False
+
+    @property
+    def address(self) -> str | None:
+        """Where the worker is found."""
+        return None if self._worker is None else str(self._worker.address)
+
+    @property
+    def local_directory(self) -> str | None:
+        """Where it keeps its files."""
+        return None if self._worker is None else str(self._worker.local_directory)
+
+    async def start(self) -> None:
+        """Register the nanny, and start the worker.  Raises TimeoutError without a scheduler in time."""
+        began = time.monotonic()
+        try:
+            scheduler, nanny = await asyncio.wait_for(self._introduce(), self._death_timeout)
+            if self._registration is not None:
+                await self._agree_on_plugins(self._registration)
+            options = {"nanny": nanny, "security": self._security, "death_timeout": self._left(began)}
+            self._worker = self._class(scheduler, **options, **self._options)
+            await self._worker.start()
+            self._started = True
+        except (asyncio.TimeoutError, TimeoutError):
+            tell(closing="death-timeout")
+            raise
+        finally:
+            if self._registration is not None:
+                await self._registration.close(started=self._started)
+        await self._publish()
+
+    async def finished(self) -> None:
+        """Return when the worker has closed."""
+        await self._worker.finished()
+
+    async def close(self, timeout: float, reason: str, drain: float = 0.0) -> None:
+        """Let the worker's data move away within *drain* of these seconds, and close it."""
+        worker = self._worker
+        if worker is None or worker.status.name in ("closed", "failed"):
+            return
+        until = time.monotonic() + timeout
+        if drain > 0 and self._started:
+            worker.nannyd_drain = asyncio.get_running_loop().create_task(self._drain(min(drain, timeout)))
+            await worker.nannyd_drain
+        left = max(0.1, 0.8 * (until - time.monotonic()))  # for each thing that it waits for
+        worker.nannyd_end = {"nanny": False, "executor_wait": True, "timeout": left, "reason": reason}
+        await worker.close()
+
+    # The start
+
+    async def _introduce(self) -> tuple[str, str | None]:
+        """Return the scheduler's address and the nanny's, which the scheduler then knows."""
+        scheduler = self._scheduler or await self._read_scheduler_file()
+        nanny = self._life["nanny"]
+        if not self._life["register"]:
+            return scheduler, nanny
+        from nannyd.dask.port import open_port
+        from nannyd.dask.registration import register
+
+        if nanny is None:
+            listening, nanny = open_port(self._where, scheduler, self._security)
+            with listening:
+                hand_over(listening, nanny=nanny, scheduler=scheduler)
+        else:
+            tell(scheduler=scheduler)
+        self._registration = await register(scheduler, self._security, nanny, self._life["unregister"])
+        logger.info("        Start Nanny at: %r", nanny)
+        return scheduler, nanny
+
+    async def _agree_on_plugins(self, registration: Registration) -> None:
+        """Return if the scheduler has no plugin for the nanny that is not known there.
+
+        Otherwise the supervisor has the agent set it up, and then replaces this process.
+        """
+        plugins, known = registration.plugins, self._life["known"]
+        if not plugins.differ(known):
+            return
+        tell(plugins=plugins.store(Path(self._life["directory"])))
+        if plugins.are_new(known):
+            await registration.close(started=False)
+            logger.info("Waiting for the nanny's plugins")
+            await asyncio.get_running_loop().create_future()
+
+    def _left(self, began: float) -> float | None:
+        """Return what is left of the death-timeout."""
+        if self._death_timeout is None:
+            return None
+        return max(0.1, began + self._death_timeout - time.monotonic())
+
+    async def _read_scheduler_file(self) -> str:
+        """Return the address in the scheduler's file, which may come late, and half of it first."""
+        import dask
+
+        path = self._scheduler_file
+        if path is None:
+            address = dask.config.get("scheduler-address", None)
+            if address is None:
+                raise ValueError("no scheduler is configured")
+            return str(address)
+        delay = 0.02
+        while True:
+            with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
+                return str(json.loads(Path(path).read_text())["address"])  # noqa: ASYNC240 (a small file)
+            if delay == 0.02:
+                logger.info("Waiting for the scheduler's file %s", path)
+            await asyncio.sleep(delay)
+            delay = min(1.5 * delay, 1.0)
+
+    async def _publish(self) -> None:
+        """Log how earlier workers ended, as events at the scheduler."""
+        exits = self._life["exits"]
+        try:
+            for exit_ in exits:
+                await self._worker.scheduler.log_event(topic="nannyd", msg=exit_)
+                if exit_.get("result") == "memory":  # as Dask's nanny has it
+                    event = {"worker": exit_["worker"], "pid": exit_["pid"], "rss": exit_["memory"]}
+                    await self._worker.scheduler.log_event(topic="worker-restart-memory", msg=event)
+        except OSError:
+            logger.info("Lost the scheduler before it was told how workers ended")
+        else:
+            if exits:
+                tell(published=len(exits))
+
+    # The end
+
+    async def _drain(self, seconds: float) -> None:
+        try:
+            moved = await asyncio.wait_for(
+                self._worker.scheduler.retire_workers(
+                    workers=[self._worker.contact_address],
+                    close_workers=False,
+                    remove=True,
+                    stimulus_id=f"nannyd-drain-{time.time()}",  # noqa: TID251 (an identifier)
+                ),
+                seconds,
+            )
+        except (asyncio.TimeoutError, TimeoutError):
+            logger.warning("Data of this worker could not be moved away within %.3g s", seconds)
+        except OSError as error:
+            logger.warning("Data of this worker could not be moved away: %s", error)
+        else:
+            if not moved:
+                logger.warning("Data of this worker could not be moved away: no other worker takes it")
+
+
+def _unpickle(pickled: str | None) -> dict[str, Any]:
+    if pickled is None:
+        return {}
+    from distributed.protocol import pickle
+
+    given: dict[str, Any] = pickle.loads(base64.b64decode(pickled))
+    return given
