@@ -31,6 +31,8 @@ class Specification:
     entry_points: bool
     facts: dict[str, Any]
     environ: dict[str, str]
+    extension: dict[str, Any] | None
+    """`target` and `arguments` of what else this agent can, made when it is first needed."""
 
 
 def parse_specification(data: Mapping[str, Any]) -> Specification:
@@ -44,6 +46,7 @@ def parse_specification(data: Mapping[str, Any]) -> Specification:
         entry_points=data["entry_points"],
         facts=data["facts"],
         environ=data.get("environ") or {},
+        extension=data.get("extension"),
     )
 
 

@@ -10,16 +10,19 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from nannyd.agent.manner import PLAIN
 from nannyd.agent.nanny import Nanny
 from nannyd.agent.plugin import HOOKS, hook_argument, hook_of, is_nanny_plugin
 from nannyd.agent.turns import Turns
-from nannyd.agent.work import Failed, Work, describe
+from nannyd.agent.work import Failed, Work, describe, nobody
 from nannyd.core.target import find_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
 
     from nannyd.agent.link import Link
+    from nannyd.agent.manner import Manner
+    from nannyd.agent.work import Witness
 
 _ENTRY_POINTS = "nannyd.plugins"
 """The group of entry points whose names may stand for targets."""
@@ -32,6 +35,7 @@ class Hosted:
     name: str
     plugin: Any
     hooks: Mapping[str, Callable[[object], Any]]
+    manner: Manner
     nanny: Nanny
     last: Work | None = None
     """The last hook called; it may be past its deadline and still run."""
@@ -41,14 +45,18 @@ class Hosted:
         """How errors name it."""
         return f"plugin {self.name}"
 
-    async def call(self, method: str, timeout: float) -> None:
-        """Call `setup` or `teardown`, if the plugin has it.  Raises Failed."""
+    async def set_up(self, timeout: float, witness: Witness) -> None:
+        """Call `setup`, if the plugin has it.  Raises Failed."""
+        setup = self._method("setup")
+        await Work(self.where, lambda: self.manner.set_up(setup, self.nanny), witness).run(timeout)
 
-        def call() -> Any:
-            function = getattr(self.plugin, method, None)
-            return None if function is None else function(self.nanny)
+    async def tear_down(self, timeout: float, witness: Witness) -> None:
+        """Call `teardown`, if the plugin has it.  Raises Failed."""
+        teardown = self._method("teardown")
+        await Work(self.where, lambda: self.manner.tear_down(teardown, self.nanny), witness).run(timeout)
 
-        await Work(self.where, call).run(timeout)
+    def _method(self, name: str) -> Callable[[Any], Any]:
+        return getattr(self.plugin, name, None) or (lambda _nanny: None)
 
 
 @dataclass
@@ -62,38 +70,56 @@ class _Place:
 class Host:
     """All plugins."""
 
-    def __init__(self, link: Link, say: Callable[[Mapping[str, Any]], None], *, entry_points: bool) -> None:
-        """*say* tells the supervisor what it did not ask for."""
+    def __init__(
+        self,
+        link: Link,
+        say: Callable[[Mapping[str, Any]], None],
+        *,
+        entry_points: bool,
+        manner: Callable[[str, Any], Manner] = lambda _target, _plugin: PLAIN,
+    ) -> None:
+        """*say* tells the supervisor what it did not ask for; *manner* is the one of a plugin."""
         self._link = link
         self._say = say
         self._entry_points = entry_points
+        self._manner = manner
         self._places: dict[str, _Place] = {}
 
     def names(self) -> list[str]:
         """Return the names under which there is something, in order."""
         return list(self._places)
 
+    def plugins(self) -> dict[str, Any]:
+        """Return those that are set up, by name, in order."""
+        return {name: it.hosted.plugin for name, it in self._places.items() if it.hosted is not None}
+
     async def add(
-        self, name: str | None, target: str, kwargs: Mapping[str, Any], timeout: float
+        self,
+        name: str | None,
+        target: str,
+        kwargs: Mapping[str, Any],
+        timeout: float,
+        witness: Witness = nobody,
     ) -> tuple[str, bool]:
         """Make the plugin *target* and set it up; return its name, and whether it wants a restart.
 
         An older one of the same name is torn down first, in at most half of the time.  A plugin that fails is
-        not kept.  Raises Failed.
+        not kept.  Raises Failed; *witness* sees why.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         label = f"plugin {name or target}"
-        plugin, own_name, hooks = await Work(label, lambda: self._make(target, kwargs)).run(timeout)
+        make = Work(label, lambda: self._make(target, kwargs), witness)
+        plugin, own_name, hooks = await make.run(timeout)
         name = name or own_name or self._new_name(type(plugin).__name__)
-        hosted = Hosted(name, plugin, hooks, Nanny(self._link, name))
+        hosted = Hosted(name, plugin, hooks, self._manner(target, plugin), Nanny(self._link, name))
         place = self._places.setdefault(name, _Place())
         try:
             async with place.turns.take(deadline - loop.time()):
                 if place.hosted is not None:
                     await self._replace(place, (deadline - loop.time()) / 2)
                 try:
-                    await hosted.call("setup", deadline - loop.time())
+                    await hosted.set_up(deadline - loop.time(), witness)
                     wants_restart = Work(hosted.where, lambda: bool(getattr(plugin, "restart", False)))
                     restart: bool = await wants_restart.run(timeout)
                 except Failed:
@@ -111,12 +137,14 @@ class Host:
             self._say({"say": "deprecated", "message": message})
         return name, restart
 
-    async def remove(self, name: str, timeout: float) -> None:
+    async def remove(self, name: str, timeout: float, witness: Witness = nobody) -> None:
         """Tear down the plugin *name*; whatever that does, it is gone then.  Raises Failed."""
-        if await self.end(name, timeout) is None:
-            raise Failed(describe(f"plugin {name}", KeyError(name)))
+        if await self.end(name, timeout, witness) is None:
+            missing = KeyError(name)
+            witness(missing)
+            raise Failed(describe(f"plugin {name}", missing))
 
-    async def end(self, name: str, timeout: float) -> Hosted | None:
+    async def end(self, name: str, timeout: float, witness: Witness = nobody) -> Hosted | None:
         """Tear down what there is under *name*, if anything, and return it.  Raises Failed.
 
         It waits half of the time for its turn: a hook that takes long must not keep a plugin from its end.
@@ -128,9 +156,9 @@ class Host:
         deadline = loop.time() + timeout
         try:
             async with place.turns.take(timeout / 2):
-                return await self._tear_down(place, deadline - loop.time())
+                return await self._tear_down(place, deadline - loop.time(), witness)
         except TimeoutError:
-            return await self._tear_down(place, deadline - loop.time())
+            return await self._tear_down(place, deadline - loop.time(), witness)
         finally:
             self._tidy(name)
 
@@ -164,11 +192,11 @@ class Host:
         except Failed as failed:
             self._say({"say": "error", "error": failed.error})
 
-    async def _tear_down(self, place: _Place, timeout: float) -> Hosted | None:
+    async def _tear_down(self, place: _Place, timeout: float, witness: Witness = nobody) -> Hosted | None:
         hosted, place.hosted = place.hosted, None
         if hosted is not None:
             try:
-                await hosted.call("teardown", timeout)
+                await hosted.tear_down(timeout, witness)
             finally:
                 hosted.nanny.env.take_all_back()
         return hosted

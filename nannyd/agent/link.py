@@ -39,6 +39,8 @@ class Facts:
     local_directory: str | None = None
     memory_limit: int | None = None
     env: dict[str, str] = field(default_factory=dict)
+    other: dict[str, Any] = field(default_factory=dict)
+    """What only an extension understands."""
 
 
 class Link:
@@ -54,16 +56,17 @@ class Link:
         self._send = send
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
-        self._asked: dict[int, Future[None]] = {}
+        self._asked: dict[int, Future[dict[str, Any]]] = {}
         self._changes: dict[int, tuple[str, str | None]] = {}
         """What the supervisor has not confirmed yet of changes of the environment."""
         self.learn(facts)
 
     def learn(self, facts: Mapping[str, Any]) -> None:
         """Take over new facts."""
-        self.facts = Facts(**{key: facts[key] for key in Facts.__dataclass_fields__ if key in facts})
+        known = {key: facts[key] for key in Facts.__dataclass_fields__ if key in facts}
+        self.facts = Facts(**known, other={key: facts[key] for key in facts if key not in known})
 
-    def ask(self, what: str, **parameters: Any) -> Future[None]:
+    def ask(self, what: str, **parameters: Any) -> Future[dict[str, Any]]:
         """Ask the supervisor; the future gets what it answers, or a NannyError."""
         with self._lock:
             return self._ask(next(self._numbers), what, parameters)
@@ -100,14 +103,14 @@ class Link:
             return
         with contextlib.suppress(InvalidStateError):  # nobody waits any more
             if "ok" in message:
-                asked.set_result(None)
+                asked.set_result(message["ok"])
             else:
                 error = message.get("error", {})
                 asked.set_exception(NannyError(error.get("name", "unknown"), error.get("parameters", {})))
 
-    def _ask(self, number: int, what: str, parameters: Mapping[str, Any]) -> Future[None]:
+    def _ask(self, number: int, what: str, parameters: Mapping[str, Any]) -> Future[dict[str, Any]]:
         self._send({"ask": number, "what": what, "parameters": parameters})
-        future: Future[None] = Future()
+        future: Future[dict[str, Any]] = Future()
         self._asked[number] = future
         return future
 

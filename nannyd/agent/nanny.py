@@ -26,7 +26,7 @@ class Answer(Awaitable[None]):
     Both raise NannyError if nannyd refuses or fails.  Nobody has to wait: what was asked is under way.
     """
 
-    def __init__(self, future: Future[None], link: Link) -> None:
+    def __init__(self, future: Future[dict[str, Any]], link: Link) -> None:
         """Stand for *future*."""
         self._future = future
         self._link = link

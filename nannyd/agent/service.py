@@ -11,6 +11,8 @@ A request is `{"id": 7, "do": WHAT, "timeout": SECONDS, …}`.  It is answered o
     call           target args kwargs              value
     ping
 
+and what the extension does, if the specification names one.
+
 `timeout` is for the whole, but for setup: there each preload and plugin has it.  Only a call may have null.
 The names of setup are in the order of the specification; null is one that failed.
 Not answered: `{"tell": "facts", "facts": {…}}`, and `{"tell": HOOK, "info": {…}, "timeout": SECONDS}`.
@@ -31,14 +33,19 @@ from nannyd.agent.call import call
 from nannyd.agent.channel import Channel, Specification, encode
 from nannyd.agent.host import Host
 from nannyd.agent.link import Link
+from nannyd.agent.manner import PLAIN
 from nannyd.agent.nanny import Nanny
+from nannyd.agent.plugin import NannyPlugin, is_nanny_plugin
 from nannyd.agent.preloads import Preloads
 from nannyd.agent.turns import Turns
 from nannyd.agent.work import Failed, Work, describe
 from nannyd.core import wire
+from nannyd.core.target import find_target
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping
+
+    from nannyd.agent.manner import Extension, Manner
 
 _HOOK_TIMEOUT = 30.0
 """Seconds that a plugin has for what it is told of the worker, where the supervisor does not say."""
@@ -54,8 +61,11 @@ class Service:
         self._spec = spec
         self._channel = channel
         self._link = Link(spec.name, spec.facts, channel.send)
-        self._preloads = Preloads(self._link)
-        self._host = Host(self._link, channel.send, entry_points=spec.entry_points)
+        self._host = Host(
+            self._link, channel.send, entry_points=spec.entry_points, manner=self._manner_of_plugin
+        )
+        self._extension = self._extend()
+        self._preloads = Preloads(self._link, self._extension or PLAIN)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._turns = Turns()
         """Setup and teardown of all are not done at the same time, if it can be helped."""
@@ -68,6 +78,23 @@ class Service:
             "call": self._call,
             "ping": self._ping,
         }
+
+    def _extend(self) -> Extension | None:
+        if self._spec.extension is None:
+            return None
+        make = find_target(self._spec.extension["target"], "extension")
+        extension: Extension = make(
+            self._link, self._host, self._channel.send, self._spec.extension["arguments"]
+        )
+        return extension
+
+    def _manner_of_plugin(self, target: str, plugin: object) -> Manner:
+        """Return the extension for a plugin that it has found itself, or that is another library's."""
+        if self._extension is None:
+            return PLAIN
+        package = type(self._extension).__module__.rpartition(".")[0]
+        foreign = is_nanny_plugin(plugin) and not isinstance(plugin, NannyPlugin)
+        return self._extension if foreign or target.startswith(f"{package}.") else PLAIN
 
     def take(self, message: Mapping[str, Any]) -> None:
         """Handle one line of the supervisor's."""
@@ -91,10 +118,12 @@ class Service:
         """Do what *request* wants and answer it."""
         number, what = request["id"], str(request["do"])
         try:
-            do = self._does.get(what)
-            if do is None:
+            if what in self._does:
+                ok = await self._does[what](request)
+            elif self._extension is not None and what in self._extension.does:
+                ok = encode(await self._extension.does[what](request))
+            else:
                 raise ValueError(f"the agent cannot {what!r}")
-            ok = await do(request)
         except Failed as failed:
             self._channel.send({"id": number, "error": failed.error})
         except Exception as error:  # noqa: BLE001 (it is told)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from types import FrameType
 
+    Witness = Callable[[BaseException], object]
+
 
 class Failed(Exception):  # noqa: N818 (it is no error of the agent's)
     """User code raised or took too long; `error` is what the supervisor is told."""
@@ -57,16 +59,24 @@ def _bounded(where: str, kind: str, message: str, trace: str) -> dict[str, str]:
     return {key: value.encode("utf-8", "backslashreplace").decode() for key, value in error.items()}
 
 
+def nobody(_error: BaseException) -> None:
+    """Be the witness where there is none."""
+
+
 class Work:
     """One call of user code."""
 
     _cancelled: set[asyncio.Task[Any]] = set()  # noqa: RUF012
     """Kept from the garbage collector until they have noticed."""
 
-    def __init__(self, where: str, function: Callable[[], Any]) -> None:
-        """*where* is how the user knows *function*, which takes no arguments."""
+    def __init__(self, where: str, function: Callable[[], Any], witness: Witness = nobody) -> None:
+        """*where* is how the user knows *function*, which takes no arguments.
+
+        *witness* sees what is raised, where it is raised: what travels has no reference to any frame.
+        """
         self._where = where
         self._function = function
+        self._witness = witness
         self._thread: threading.Thread | None = None
         self._called: asyncio.Future[tuple[bool, Any]] | None = None
         self._task: asyncio.Task[Any] | None = None
@@ -109,7 +119,7 @@ class Work:
             try:
                 outcome = True, self._function()
             except BaseException as error:  # noqa: BLE001 (the user's code)
-                outcome = False, describe(self._where, error)
+                outcome = False, self._error(error)
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(_settle, end, outcome)
 
@@ -126,7 +136,11 @@ class Work:
         try:
             return True, await awaitable
         except BaseException as error:  # noqa: BLE001 (the user's code)
-            return False, describe(self._where, error)
+            return False, self._error(error)
+
+    def _error(self, error: BaseException) -> dict[str, str]:
+        self._witness(error)
+        return describe(self._where, error)
 
     def _whereabouts(self) -> str:
         """Return the stack of what takes so long."""

@@ -31,6 +31,13 @@ class Preload:
     families: tuple[str, ...]
     """Whose `FAMILY_setup` and `FAMILY_teardown` are meant; the first that the module has."""
 
+    @property
+    def family(self) -> str | None:
+        """Whose vocabulary it speaks; None: it has neither setup nor teardown."""
+        words = ("setup", "teardown")
+        spoken = (it for it in self.families if any(hasattr(self.module, f"{it}_{word}") for word in words))
+        return next(spoken, None)
+
     def set_up(self, subject: object) -> Any:
         """Call `nannyd_setup(subject)`, or `nannyd_setup(subject, argv)` if it takes two; may be awaitable.
 

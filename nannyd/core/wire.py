@@ -25,6 +25,10 @@ The supervisor's first line is the specification of the worker; a later line ask
 `{"stop": {"timeout": 24.0, "reason": "…", "drain": 0.0}}`.  End of file means that the supervisor is gone.
 """
 
+SOCKETS_FD = 4
+"""Where the agent of an instance in a Dask cluster finds the socket (SOCK_SEQPACKET) over which it is given
+listening sockets: a message names what it is for, and has the descriptor with it (SCM_RIGHTS)."""
+
 LINE_MAX = 1 << 20
 """Bytes of one line of the agent's channel, its end included."""
 
