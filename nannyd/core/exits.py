@@ -59,6 +59,10 @@ class Cause(enum.StrEnum):
     """The worker itself said STOPPING=1."""
 
 
+GRACE = 0.8
+"""Share of a stop timeout after which asking gives way to killing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stop:
     """The ending of the present worker: decided once, and not revised by what happens later."""
@@ -66,9 +70,16 @@ class Stop:
     cause: Cause
     reason: str
     timeout: float
-    """Seconds from the decision to the last resort; the group is killed at 80 % of them."""
+    """Seconds from the decision to the last resort."""
     escalated: bool = False
     """The stop signal did not suffice in time, and the group was killed."""
+    drain: float = 0.0
+    """Seconds of them for the worker's data to move away."""
+
+    @property
+    def grace(self) -> float:
+        """Seconds after which asking gives way to killing."""
+        return self.drain + GRACE * (self.timeout - self.drain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +180,7 @@ def classify(generation: int, stop: Stop | None, evidence: Evidence, *, was_read
     if stop is not None and stop.cause is Cause.KILL:
         return verdict(Result.SIGNAL, Who.NANNYD, stop.reason)
     if stop is not None and stop.escalated:
-        detail = f"did not end within {0.8 * stop.timeout:g}s of the stop signal ({stop.reason})"
+        detail = f"did not end within {stop.grace:g}s of the stop signal ({stop.reason})"
         return verdict(Result.TIMEOUT, Who.NANNYD, detail)
     result, who = _by_status(stop, evidence)
     return verdict(result, who, stop.reason if stop is not None and result is Result.SUCCESS else "")

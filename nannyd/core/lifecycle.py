@@ -22,9 +22,9 @@ import enum
 from dataclasses import dataclass, replace
 
 from nannyd.core.errors import ExitCode
-from nannyd.core.exits import Cause, Evidence, Exit, Result, Stop, Who, classify
+from nannyd.core.exits import GRACE, Cause, Evidence, Exit, Result, Stop, Who, classify
 from nannyd.core.plan import KillMode, Ready
-from nannyd.core.restart import RestartPolicy, limit_hit, recent, restart_delay, wants_restart
+from nannyd.core.restart import RestartMode, RestartPolicy, limit_hit, recent, restart_delay, wants_restart
 
 
 class State(enum.StrEnum):
@@ -68,6 +68,8 @@ class Policy:
     stop_timeout: float = 30.0
     watchdog: float | None = None
     kill_mode: KillMode = KillMode.MIXED
+    drain_timeout: float = 0.0
+    """What a worker that is ready gets on top of the stop timeout when it is to be down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,8 @@ class Worker:
     """Why this life is being ended, once it is."""
     prompt: bool = False
     """The next start was asked for: it comes at once and does not count towards the start limit."""
+    excused: bool = False
+    """This life ends because of others: the next start does not count towards the start limit."""
     exit: Exit | None = None
     """How the latest life that is over ended."""
     restarts: int = 0
@@ -95,6 +99,8 @@ class Worker:
     starts: tuple[float, ...] = ()
     """When the starts were that count towards the start limit."""
     start_limit_hit: bool = False
+    no_scheduler: bool = False
+    """The present or latest life found no scheduler in time: it is the last."""
 
     @property
     def result(self) -> Result | None:
@@ -173,7 +179,22 @@ class WorkerReady:
 
 @dataclass(frozen=True, slots=True)
 class WorkerStopping:
-    """The worker said STOPPING=1."""
+    """The worker said STOPPING=1, or in other words that it ends."""
+
+    generation: int
+    reason: str = "the worker said STOPPING=1"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerExcused:
+    """What this life ends of is no fault of the worker's; the next is wanted however it ends."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerMissing:
+    """The worker found no scheduler in time and ends."""
 
     generation: int
 
@@ -241,6 +262,8 @@ Event = (
     | SpawnFailed
     | WorkerReady
     | WorkerStopping
+    | WorkerExcused
+    | SchedulerMissing
     | WorkerAlive
     | WorkerHung
     | WorkerExtends
@@ -269,6 +292,8 @@ class AskToStop:
     """Seconds until the group is killed."""
     reason: str
     abort: bool = False
+    drain: float = 0.0
+    """Seconds of them for the worker's data to move away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,9 +303,6 @@ class Kill:
 
 Effect = Spawn | AskToStop | Kill
 Step = tuple[Worker, tuple[Effect, ...]]
-
-_GRACE = 0.8
-"""Share of a stop timeout after which asking gives way to killing."""
 
 
 def step(worker: Worker, event: Event, now: float, policy: Policy) -> Step:
@@ -318,6 +340,8 @@ def _when_down(worker: Worker, event: Event, now: float, policy: Policy) -> Step
             | SpawnFailed()
             | WorkerReady()
             | WorkerStopping()
+            | WorkerExcused()
+            | SchedulerMissing()
             | WorkerAlive()
             | WorkerHung()
             | WorkerExtends()
@@ -355,6 +379,8 @@ def _when_starting(worker: Worker, event: Event, now: float, policy: Policy) -> 
             | MainExited()
             | Exited()
             | WorkerStopping()
+            | WorkerExcused()
+            | SchedulerMissing()
         ):
             return _when_up(worker, event, now, policy)
         case WorkerAlive():
@@ -380,6 +406,8 @@ def _when_running(worker: Worker, event: Event, now: float, policy: Policy) -> S
             | MainExited()
             | Exited()
             | WorkerStopping()
+            | WorkerExcused()
+            | SchedulerMissing()
         ):
             return _when_up(worker, event, now, policy)
         case Spawned() | SpawnFailed() | WorkerReady() | WorkerExtends():
@@ -396,6 +424,8 @@ _WhileUp = (
     | MainExited
     | Exited
     | WorkerStopping
+    | WorkerExcused
+    | SchedulerMissing
 )
 
 
@@ -408,7 +438,11 @@ def _when_up(worker: Worker, event: _WhileUp, now: float, policy: Policy) -> Ste
             return replace(worker, goal=Goal.DOWN), ()
         case StopRequested(reason, timeout):
             down = replace(worker, goal=Goal.DOWN)
-            return _ask(down, Cause.STOP, reason, _or(timeout, policy.stop_timeout), now)
+            drain = policy.drain_timeout if worker.ready_at is not None else 0.0
+            if timeout is not None:  # is for the whole
+                drain = max(0.0, min(drain, timeout - policy.stop_timeout))
+            whole = _or(timeout, policy.stop_timeout + drain)
+            return _ask(down, Cause.STOP, reason, whole, now, drain)
         case RestartRequested(reason, timeout):
             again = replace(worker, goal=Goal.UP, prompt=True)
             return _ask(again, Cause.RESTART, reason, _or(timeout, policy.stop_timeout), now)
@@ -422,10 +456,11 @@ def _when_up(worker: Worker, event: _WhileUp, now: float, policy: Policy) -> Ste
                 stop = Stop(Cause.MEMORY, detail, policy.stop_timeout)
                 return _kill(replace(worker, stop=stop), now)
             return _ask(worker, Cause.MEMORY, detail, policy.stop_timeout, now)
-        case WorkerStopping():
-            stop = Stop(Cause.ANNOUNCED, "the worker said STOPPING=1", policy.stop_timeout)
-            deadline = now + _GRACE * policy.stop_timeout
-            return replace(worker, state=State.STOP_SIGTERM, stop=stop, deadline=deadline), ()
+        case WorkerStopping(_, reason):
+            stop = Stop(Cause.ANNOUNCED, reason, policy.stop_timeout)
+            return replace(worker, state=State.STOP_SIGTERM, stop=stop, deadline=now + stop.grace), ()
+        case WorkerExcused() | SchedulerMissing():
+            return _note(worker, event), ()
         case MainExited():
             return _kill(worker, now)
         case Exited(_, evidence, chance):
@@ -454,6 +489,8 @@ def _when_asked_to_stop(worker: Worker, event: Event, now: float, policy: Policy
             return _kill(worker, now)
         case Exited(_, evidence, chance):
             return _over(worker, evidence, now, policy, chance)
+        case WorkerExcused() | SchedulerMissing():
+            return _note(worker, event), ()
         case Spawned() | SpawnFailed() | WorkerReady() | WorkerStopping() | WorkerAlive() | WorkerHung():
             return worker, ()
 
@@ -466,6 +503,8 @@ def _when_killed(worker: Worker, event: Event, now: float, policy: Policy) -> St
             return _kill(worker, now)  # somebody sleeps uninterruptibly; nothing may start beside it
         case Exited(_, evidence, chance):
             return _over(worker, evidence, now, policy, chance)
+        case WorkerExcused() | SchedulerMissing():
+            return _note(worker, event), ()
         case (
             Spawned()
             | SpawnFailed()
@@ -494,6 +533,8 @@ def _when_waiting(worker: Worker, event: Event, now: float, policy: Policy) -> S
             | SpawnFailed()
             | WorkerReady()
             | WorkerStopping()
+            | WorkerExcused()
+            | SchedulerMissing()
             | WorkerAlive()
             | WorkerHung()
             | WorkerExtends()
@@ -505,7 +546,8 @@ def _when_waiting(worker: Worker, event: Event, now: float, policy: Policy) -> S
 
 
 def _start(worker: Worker, now: float, policy: Policy) -> Step:
-    counted = worker.starts if worker.prompt else (*recent(policy.restart, worker.starts, now), now)
+    uncounted = worker.prompt or worker.excused
+    counted = worker.starts if uncounted else (*recent(policy.restart, worker.starts, now), now)
     worker = replace(
         worker,
         state=State.START,
@@ -514,8 +556,10 @@ def _start(worker: Worker, now: float, policy: Policy) -> Step:
         ready_at=None,
         stop=None,
         prompt=False,
+        excused=False,
         starts=counted,
         start_limit_hit=False,
+        no_scheduler=False,
     )
     return worker, (Spawn(worker.generation),)
 
@@ -525,16 +569,21 @@ def _run(worker: Worker, now: float, policy: Policy) -> Step:
     return replace(worker, state=State.RUNNING, ready_at=now, deadline=deadline), ()
 
 
-def _ask(worker: Worker, cause: Cause, reason: str, timeout: float, now: float) -> Step:
-    grace = _GRACE * timeout
-    stop = Stop(cause, reason, timeout)
-    worker = replace(worker, state=State.STOP_SIGTERM, stop=stop, deadline=now + grace)
-    return worker, (AskToStop(grace, reason, abort=cause is Cause.WATCHDOG),)
+def _note(worker: Worker, event: WorkerExcused | SchedulerMissing) -> Worker:
+    if isinstance(event, SchedulerMissing):
+        return replace(worker, no_scheduler=True)
+    return replace(worker, excused=True)
+
+
+def _ask(worker: Worker, cause: Cause, reason: str, timeout: float, now: float, drain: float = 0.0) -> Step:
+    stop = Stop(cause, reason, timeout, drain=drain)
+    worker = replace(worker, state=State.STOP_SIGTERM, stop=stop, deadline=now + stop.grace)
+    return worker, (AskToStop(stop.grace, reason, abort=cause is Cause.WATCHDOG, drain=drain),)
 
 
 def _kill(worker: Worker, now: float) -> Step:
-    timeout = worker.stop.timeout if worker.stop is not None else 0.0
-    deadline = now + max(1.0, (1 - _GRACE) * timeout)
+    left = worker.stop.timeout - worker.stop.grace if worker.stop is not None else 0.0
+    deadline = now + max(1.0, left)
     return replace(worker, state=State.STOP_SIGKILL, deadline=deadline), (Kill(),)
 
 
@@ -561,7 +610,7 @@ def _hasten(worker: Worker, timeout: float | None, now: float) -> Worker:
     """Let a later request with a *timeout* of its own shorten a stop, never lengthen it."""
     if timeout is None or worker.deadline is None:
         return worker
-    return replace(worker, deadline=min(worker.deadline, now + _GRACE * timeout))
+    return replace(worker, deadline=min(worker.deadline, now + GRACE * timeout))
 
 
 def _extend(worker: Worker, deadline: float) -> Worker:
@@ -587,11 +636,14 @@ def _down(worker: Worker, exit_: Exit, now: float, policy: Policy, chance: float
         return replace(worker, state=State.INACTIVE, prompt=False), ()
     if worker.prompt:
         return _start(worker, now, policy)
-    if not wants_restart(rules.mode, exit_.result):
+    if worker.no_scheduler:
+        return replace(worker, state=State.FAILED, goal=Goal.DOWN), ()
+    wanted = worker.excused and rules.mode is not RestartMode.NO
+    if not wanted and not wants_restart(rules.mode, exit_.result):
         state = State.INACTIVE if exit_.result is Result.SUCCESS else State.FAILED
         return replace(worker, state=state, goal=Goal.DOWN), ()
     delay = restart_delay(rules, worker.row, chance)
-    if limit_hit(rules, worker.starts, now + delay):
+    if not worker.excused and limit_hit(rules, worker.starts, now + delay):
         return replace(worker, state=State.FAILED, goal=Goal.DOWN, start_limit_hit=True), ()
     worker = replace(worker, row=worker.row + 1, restarts=worker.restarts + 1)
     if delay <= 0:
@@ -613,6 +665,8 @@ def exit_code(worker: Worker) -> ExitCode:
         return ExitCode.CLEAN
     if worker.start_limit_hit:
         return ExitCode.START_LIMIT_HIT
+    if worker.no_scheduler:
+        return ExitCode.NO_SCHEDULER
     if worker.exit is not None and worker.exit.was_ready:
         return ExitCode.WORKER_FAILED
     return ExitCode.COULD_NOT_START

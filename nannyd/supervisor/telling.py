@@ -65,7 +65,7 @@ def _why_killed(worker: Worker) -> str:
     if worker.stop is None:
         return "the main process is gone, others are left"
     if worker.stop.escalated:
-        return f"still there {0.8 * worker.stop.timeout:g}s after the stop signal"
+        return f"still there {worker.stop.grace:g}s after the stop signal"
     return worker.stop.reason
 
 

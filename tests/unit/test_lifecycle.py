@@ -26,6 +26,7 @@ from nannyd.core.lifecycle import (
     MemoryExceeded,
     Policy,
     RestartRequested,
+    SchedulerMissing,
     Spawn,
     Spawned,
     SpawnFailed,
@@ -34,6 +35,7 @@ from nannyd.core.lifecycle import (
     StopRequested,
     Worker,
     WorkerAlive,
+    WorkerExcused,
     WorkerExtends,
     WorkerHung,
     WorkerReady,
@@ -63,6 +65,8 @@ def events(generation: int) -> list[Event]:
         SpawnFailed(generation, "no such file"),
         WorkerReady(generation),
         WorkerStopping(generation),
+        WorkerExcused(generation),
+        SchedulerMissing(generation),
         WorkerAlive(generation),
         WorkerHung(generation),
         WorkerExtends(generation, 60.0),
@@ -93,36 +97,36 @@ EXPECTED = {
     # state: the state after each of events(), in order
     State.INACTIVE: (
         "start inactive start inactive inactive inactive inactive inactive inactive inactive "
-        "inactive inactive inactive inactive inactive inactive inactive inactive"
+        "inactive inactive inactive inactive inactive inactive inactive inactive inactive inactive"
     ),
     State.FAILED: (
         "start failed start failed failed failed failed failed failed failed failed failed failed "
-        "failed failed failed failed failed"
+        "failed failed failed failed failed failed failed"
     ),
     State.START: (
-        "start stop-sigterm stop-sigterm stop-sigkill stop-sigterm start start auto-restart "
-        "running stop-sigterm start stop-sigterm start stop-sigterm stop-sigkill stop-sigkill "
+        "start stop-sigterm stop-sigterm stop-sigkill stop-sigterm start start auto-restart running "
+        "stop-sigterm start start start stop-sigterm start stop-sigterm stop-sigkill stop-sigkill "
         "auto-restart stop-sigterm"
     ),
     State.RUNNING: (
         "running stop-sigterm stop-sigterm stop-sigkill stop-sigterm running running running "
-        "running stop-sigterm running stop-sigterm running stop-sigterm stop-sigkill stop-sigkill "
-        "auto-restart stop-sigterm"
+        "running stop-sigterm running running running stop-sigterm running stop-sigterm "
+        "stop-sigkill stop-sigkill auto-restart stop-sigterm"
     ),
     State.STOP_SIGTERM: (
-        "stop-sigterm stop-sigterm stop-sigterm stop-sigkill stop-sigterm stop-sigterm "
-        "stop-sigterm stop-sigterm stop-sigterm stop-sigterm stop-sigterm stop-sigterm "
+        "stop-sigterm stop-sigterm stop-sigterm stop-sigkill stop-sigterm stop-sigterm stop-sigterm "
+        "stop-sigterm stop-sigterm stop-sigterm stop-sigterm stop-sigterm stop-sigterm stop-sigterm "
         "stop-sigterm stop-sigterm stop-sigkill stop-sigkill auto-restart stop-sigkill"
     ),
     State.STOP_SIGKILL: (
-        "stop-sigkill stop-sigkill stop-sigkill stop-sigkill stop-sigkill stop-sigkill "
-        "stop-sigkill stop-sigkill stop-sigkill stop-sigkill stop-sigkill stop-sigkill "
+        "stop-sigkill stop-sigkill stop-sigkill stop-sigkill stop-sigkill stop-sigkill stop-sigkill "
+        "stop-sigkill stop-sigkill stop-sigkill stop-sigkill stop-sigkill stop-sigkill stop-sigkill "
         "stop-sigkill stop-sigkill stop-sigkill stop-sigkill auto-restart stop-sigkill"
     ),
     State.AUTO_RESTART: (
         "start inactive start auto-restart auto-restart inactive auto-restart auto-restart "
-        "auto-restart auto-restart auto-restart auto-restart auto-restart auto-restart "
-        "auto-restart auto-restart auto-restart start"
+        "auto-restart auto-restart auto-restart auto-restart auto-restart auto-restart auto-restart "
+        "auto-restart auto-restart auto-restart auto-restart start"
     ),
 }
 
@@ -392,6 +396,79 @@ def test_success_without_restart_ends_cleanly() -> None:
     assert exit_code(worker) is ExitCode.CLEAN
 
 
+def test_a_worker_that_is_ready_gets_time_to_drain_before_it_is_down() -> None:
+    policy = replace(NOTIFY, drain_timeout=30.0)
+    worker, done = run(policy, *UP, (2.0, StopRequested("SIGTERM")))
+    assert done[-1] == AskToStop(38.0, "SIGTERM", drain=30.0)
+    assert worker.deadline == 40.0
+    worker, done = run(policy, (40.0, DeadlineReached()), worker=worker)
+    assert (done, worker.deadline) == ([Kill()], 42.0)
+    worker, _ = run(policy, (41.0, Exited(1, SIGKILL)), worker=worker)
+    assert worker.exit is not None
+    assert (worker.exit.result, worker.exit.detail) == (
+        Result.TIMEOUT,
+        "did not end within 38s of the stop signal (SIGTERM)",
+    )
+
+
+@pytest.mark.parametrize(
+    ("event", "asked"),
+    [
+        (RestartRequested("test"), AskToStop(8.0, "test")),
+        (KillRequested("test", 5.0), AskToStop(4.0, "test")),
+        (MemoryExceeded(1, "test"), AskToStop(8.0, "test")),
+        (StopRequested("test", 5.0), AskToStop(4.0, "test")),
+        (StopRequested("test", 15.0), AskToStop(13.0, "test", drain=5.0)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_nobody_else_drains_and_a_timeout_is_for_the_whole(event: Event, asked: AskToStop) -> None:
+    _, done = run(replace(NOTIFY, drain_timeout=30.0), *UP, (2.0, event))
+    assert done[-1] == asked
+
+
+def test_a_worker_that_is_not_ready_has_nothing_to_drain() -> None:
+    _, done = run(replace(NOTIFY, drain_timeout=30.0), *START, (2.0, StopRequested("test")))
+    assert done[-1] == AskToStop(8.0, "test")
+
+
+@pytest.mark.parametrize("end", [EXITED_0, EXITED_1])
+def test_an_excused_end_does_not_count_but_the_delay_grows(end: Evidence) -> None:
+    rules = RestartPolicy(RestartMode.ON_ABORT, delay=1.0, jitter=0.0, start_limit_burst=2)
+    policy = Policy(restart=rules)
+    worker, now, delays = Worker(), 0.0, []
+    worker, _ = run(policy, *START)
+    for life in range(1, 6):
+        worker, _ = run(policy, (now, WorkerExcused(life)), (now, Exited(life, end)), worker=worker)
+        assert worker.deadline is not None
+        delays.append(worker.deadline - now)
+        now = worker.deadline
+        worker, _ = run(policy, (now, DeadlineReached()), (now, Spawned(life + 1)), worker=worker)
+        assert not worker.excused
+    assert delays == [1.0, 2.0, 4.0, 8.0, 16.0]
+    assert worker.starts == (0.0,)
+
+
+def test_where_nothing_is_restarted_an_excuse_does_not_help() -> None:
+    policy = Policy(restart=RestartPolicy(RestartMode.NO))
+    worker, _ = run(policy, *START, (1.0, WorkerExcused(1)), (1.0, Exited(1, EXITED_1)))
+    assert (worker.state, worker.goal) == (State.FAILED, Goal.DOWN)
+
+
+def test_without_a_scheduler_nannyd_gives_up() -> None:
+    worker, _ = run(NOTIFY, *START, (5.0, SchedulerMissing(1)), (5.0, Exited(1, EXITED_1)))
+    assert worker.state is State.FAILED
+    assert exit_code(worker) is ExitCode.NO_SCHEDULER
+    again, _ = run(NOTIFY, (6.0, RestartRequested("test")), (6.0, SpawnFailed(2, "gone")), worker=worker)
+    assert again.state is State.AUTO_RESTART
+
+
+def test_a_stop_while_the_scheduler_is_missed_is_a_clean_end() -> None:
+    history: list[tuple[float, Event]] = [(5.0, SchedulerMissing(1)), (5.0, StopRequested("test"))]
+    worker, _ = run(NOTIFY, *START, *history, (6.0, Exited(1, EXITED_1)))
+    assert exit_code(worker) is ExitCode.CLEAN
+
+
 def test_every_state_has_a_word_of_systemd() -> None:
     assert set(ACTIVE_STATE) == set(State)
 
@@ -427,11 +504,14 @@ policies = st.builds(
     stop_timeout=st.sampled_from([1.0, 30.0]),
     watchdog=st.sampled_from([None, 2.0]),
     kill_mode=st.sampled_from(list(KillMode)),
+    drain_timeout=st.sampled_from([0.0, 20.0]),
 )
 news = st.sampled_from(
     [
         "ready",
         "stopping",
+        "excused",
+        "no-scheduler",
         "alive",
         "hung",
         "extends",
@@ -451,6 +531,8 @@ def tell(word: str, life: int) -> Event:
     events: dict[str, Event] = {
         "ready": WorkerReady(life),
         "stopping": WorkerStopping(life),
+        "excused": WorkerExcused(life),
+        "no-scheduler": SchedulerMissing(life),
         "alive": WorkerAlive(life),
         "hung": WorkerHung(life),
         "extends": WorkerExtends(life, 3.0),
