@@ -27,9 +27,14 @@ if TYPE_CHECKING:
 
 SETUP_TIMEOUT = 30.0
 """Seconds for each preload and plugin to be set up, or taken down, before it is given up."""
+DASK_TIMEOUT = 300.0
+"""The same where a Dask plugin is among them: Dask sets no limit, and some of them install packages."""
 TEARDOWN_TIMEOUT = 5.0
 """Seconds for all of them to be taken down before the worker is stopped."""
 _BACK_OFF = RestartPolicy(delay=0.5, growth=2.0, max_delay=60.0, jitter=0.0)
+_REST_TIMEOUT = 5.0
+_CALM_TIMEOUT = 1.0
+"""Seconds for a last answer to be given."""
 _STABLE = 60.0
 """Seconds after which a crash is the first in a row again."""
 
@@ -63,6 +68,8 @@ class _Wanted:
     """Those that are set up, by name, in order."""
     calls: int = 0
     """Requests under way."""
+    busy: bool = False
+    """The agent answers others than us."""
 
     @property
     def lasting(self) -> bool:
@@ -70,7 +77,7 @@ class _Wanted:
 
     @property
     def anything(self) -> bool:
-        return self.lasting or self.calls > 0
+        return self.lasting or self.calls > 0 or self.busy
 
 
 class Agent:
@@ -89,6 +96,14 @@ class Agent:
         """For each variable who has set it to what, the latest last: that is what holds."""
         self.restarts = 0
         self._facts: dict[str, Any] = {}
+        self._calm = asyncio.Event()
+        self._calm.set()
+        self.serves = False
+        """It answers on the listening socket."""
+        self.extension: Callable[[], dict[str, Any] | None] = lambda: None
+        """Returns what is to be in the agent beside the usual."""
+        self.rested: Callable[[str], None] = lambda why: None
+        """Is called when it answers on the listening socket no more, with why if it was not meant to."""
         self.changed: Callable[[], None] = lambda: None
         """Is called when `words` may have others to say."""
 
@@ -108,13 +123,26 @@ class Agent:
 
         Raises CodeFailedError, AgentFailedError, SpawnError.
         """
-        plugin = {"name": name, "target": target, "kwargs": kwargs, "again": False}
-        answer = await self._request("plugin_add", SETUP_TIMEOUT, **plugin)
+        answer = await self._request(
+            "plugin_add", _setup_timeout(target), name=name, target=target, kwargs=kwargs, again=False
+        )
         made = str(answer["name"])
-        self._wanted.plugins.pop(made, None)  # one that replaces another comes last
-        self._wanted.plugins[made] = Plugin(made, target, kwargs)
-        say(notices.PLUGIN_ADDED, plugin=made, target=target)
+        self.keep(Plugin(made, target, kwargs))
         return made, bool(answer["restart"])
+
+    def keep(self, plugin: Plugin) -> None:
+        """Have *plugin*, which is set up and has a name, in every life of the agent from now on."""
+        name = str(plugin.name)
+        self._wanted.plugins.pop(name, None)  # one that replaces another comes last
+        self._wanted.plugins[name] = plugin
+        say(notices.PLUGIN_ADDED, plugin=name, target=plugin.target)
+
+    def forget(self, name: str) -> None:
+        """Have plugin *name*, which is taken down, in no later life of the agent; nor its variables."""
+        self._wanted.plugins.pop(name, None)
+        self.take_back(f"plugin {name}")
+        say(notices.PLUGIN_REMOVED, plugin=name)
+        self._rest()
 
     async def plugin_remove(self, name: str) -> None:
         """Take a plugin down and forget it and its variables.  Raises KeyError for an unknown one."""
@@ -123,13 +151,22 @@ class Agent:
         try:
             await self._request("plugin_remove", SETUP_TIMEOUT, name=name)
         finally:
-            self._wanted.plugins.pop(name, None)
-            self.take_back(f"plugin {name}")
-            say(notices.PLUGIN_REMOVED, plugin=name)
+            self.forget(name)
 
     async def call(self, target: str, args: list[Any], kwargs: dict[str, Any], within: float | None) -> Any:
         """Return what the function *target* returns.  Raises as `plugin_add`."""
         return (await self._request("call", within, target=target, args=args, kwargs=kwargs)).get("value")
+
+    async def serve(self, listener: int) -> None:
+        """Let it answer on a listening socket, until `rested` is called.  Raises as `plugin_add`."""
+        await self._request("serve", SETUP_TIMEOUT, listener)
+        self.serves = self._life is not None
+
+    async def publish(self, exits: list[dict[str, Any]]) -> None:
+        """Tell the cluster of ends of workers, if it runs and can."""
+        if self._life is not None:
+            with suppress(AgentFailedError, CodeFailedError):
+                await self._life.ask("publish", _REST_TIMEOUT, {"exits": exits})
 
     def tell(self, what: str, **info: Any) -> None:
         """Let plugins know of something that happened."""
@@ -219,16 +256,24 @@ class Agent:
         if self._idle is not None:
             self._idle.cancel()
         if self._life is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_CALM_TIMEOUT):
+                    await self._calm.wait()
+        if self._life is not None:
             await self._life.end()
 
     # --- Its lives --------------------------------------------------------------------------------
 
-    async def _request(self, do: str, within: float | None, **parameters: Any) -> dict[str, Any]:
+    async def _request(
+        self, do: str, within: float | None, descriptor: int | None = None, **parameters: Any
+    ) -> dict[str, Any]:
         self._wanted.calls += 1
         try:
             await self._begin(again=True)
             if self._life is None:
                 raise AgentFailedError("the agent has ended")
+            if descriptor is not None:
+                self._life.lend("nanny", descriptor)
             return await self._life.ask(do, within, parameters)
         finally:
             self._wanted.calls -= 1
@@ -240,6 +285,8 @@ class Agent:
         What it raises was told already, and will be tried again if there is something for the agent.
         """
         async with self._starting:
+            if self._life is not None and self._life.is_ending:
+                await self._life.end()
             if self._life is not None:
                 return []
             if self._closed:
@@ -256,6 +303,7 @@ class Agent:
                 "plugins": [{"name": it.name, "target": it.target, "kwargs": it.kwargs} for it in wanted],
                 "entry_points": True,
                 "facts": self._with_overrides(),
+                "extension": self.extension(),
             }
             self._row.began = self._room.loop.time()
             try:
@@ -264,13 +312,15 @@ class Agent:
                 self._over(str(error))
                 raise
             self._life = life
+            life.busy = self._is_busy
             say(notices.AGENT_STARTED, agent_pid=life.pid)
             self.changed()
             if not self._wanted.preloads and not wanted:
                 return []
             parts = len(wanted) + (len(plan.agent.preload) if self._wanted.preloads else 0)
             try:
-                answer = await life.ask("setup", SETUP_TIMEOUT, {"again": again}, parts)
+                within = max((_setup_timeout(it.target) for it in wanted), default=SETUP_TIMEOUT)
+                answer = await life.ask("setup", within, {"again": again}, parts)
             except (AgentFailedError, CodeFailedError) as error:
                 if self._life is life:  # it lives, and nobody knows what is set up in it
                     life.fail(str(error))
@@ -290,9 +340,20 @@ class Agent:
     def _with_overrides(self) -> dict[str, Any]:
         return {**self._facts, "env": {name: override.value for name, override in self.overrides.items()}}
 
+    def _is_busy(self, busy: bool) -> None:  # noqa: FBT001
+        self._wanted.busy = busy
+        if busy:
+            self._calm.clear()
+        else:
+            self._calm.set()
+        self._rest()
+
     def _over(self, why: str) -> None:
         """Learn that the agent has ended; if there is still something for it, it comes back."""
-        self._life = None
+        self._life, self.serves = None, False
+        self._wanted.busy = False
+        self._calm.set()
+        self.rested(why)
         if self._closed or not why:
             return
         say(notices.AGENT_FAILED, detail=why)
@@ -325,4 +386,24 @@ class Agent:
 
     def _leave(self) -> None:
         if self._life is not None and not self._wanted.anything:
-            self._tasks.create_task(self._life.end())
+            self._tasks.create_task(self._end_if_idle(self._life))
+
+    async def _end_if_idle(self, life: AgentLife) -> None:
+        """Let *life* go, unless it is asked for something at this very moment."""
+        if self.serves:
+            try:
+                answer = await life.ask("rest", _REST_TIMEOUT, {})
+            except (AgentFailedError, CodeFailedError):
+                answer = {}
+            if not answer.get("rests"):
+                self._rest()
+                return
+            self.serves = False
+        if not self._wanted.anything:
+            await life.end()
+        elif self._life is life:
+            self.rested("")
+
+
+def _setup_timeout(target: str) -> float:
+    return DASK_TIMEOUT if target.startswith("nannyd.dask.") else SETUP_TIMEOUT

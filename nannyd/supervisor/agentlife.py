@@ -96,6 +96,8 @@ class AgentLife:
         self._pending: dict[int, asyncio.Future[Answer]] = {}
         self._number = 0
         self._received = bytearray()
+        self.busy: Callable[[bool], None] = lambda busy: None
+        """Is told whether the agent answers requests that did not come from us."""
         self._why = ""
         self._wanted = True
         self._look: asyncio.TimerHandle | None = None
@@ -106,11 +108,15 @@ class AgentLife:
         self._channel, inside = socket.socketpair()
         self._channel.setblocking(False)
         self._outbox = Outbox(self._channel, room.loop)
+        self._sockets, receiving = None, None
+        if specification["extension"] is not None:
+            self._sockets, receiving = socket.socketpair(type=socket.SOCK_SEQPACKET)
+            self._sockets.setblocking(False)
         try:
             self.limit(plan.agent.memory_limit)
-            self._child = self._spawn(plan, inside)
+            self._child = self._spawn(plan, inside, receiving)
         except (SpawnError, OSError) as error:
-            self._channel.close()
+            self._close()
             if self._leaf is not None:
                 self._leaf.close()
             if isinstance(error, SpawnError):
@@ -118,13 +124,20 @@ class AgentLife:
             raise SpawnError(str(error.filename or error), error.errno or errno.EIO) from error
         finally:
             inside.close()
+            if receiving is not None:
+                receiving.close()
         self.pid = self._child.pid
         room.helpers.adopt(self.pid)
         room.loop.add_reader(self._child.pidfd, self._exited)
         room.loop.add_reader(self._channel, self._readable)
         self.send({"protocol": wire.PROTOCOL, **specification})
 
-    def _spawn(self, plan: Plan, inside: socket.socket) -> Child:
+    def _close(self) -> None:
+        self._channel.close()
+        if self._sockets is not None:
+            self._sockets.close()
+
+    def _spawn(self, plan: Plan, inside: socket.socket, receiving: socket.socket | None) -> Child:
         output = self._room.output()
         try:
             program = Program(
@@ -137,6 +150,7 @@ class AgentLife:
                 stdout=output,
                 stderr=output if output not in (1, 2) else 2,
                 channel=inside.fileno(),
+                sockets=None if receiving is None else receiving.fileno(),
             )
             return spawn(program, self._leaf)
         finally:
@@ -156,6 +170,15 @@ class AgentLife:
             return self._leaf.reading().working_set
         except OSError:  # no memory controller
             return None
+
+    def lend(self, name: str, descriptor: int) -> None:
+        """Send the agent a copy of *descriptor*.  Raises AgentFailedError."""
+        if self._sockets is None or self._ended.is_set():
+            raise AgentFailedError(self._why or "the agent has ended")
+        try:
+            socket.send_fds(self._sockets, [name.encode()], [descriptor], socket.MSG_NOSIGNAL)
+        except OSError as error:
+            raise AgentFailedError(f"the agent does not take a descriptor: {error.strerror}") from None
 
     # --- Asking, and being asked ------------------------------------------------------------------
 
@@ -261,6 +284,8 @@ class AgentLife:
                     say(notices.PLUGIN_FAILED, **told(error))
                 case {"say": "deprecated", "message": str(text)}:
                     say(notices.PLUGIN_DEPRECATED, detail=text)
+                case {"say": "busy" | "idle" as word}:
+                    self.busy(word == "busy")
                 case _:
                     raise ValueError("no message of the agent")
         except (ValueError, RecursionError):
@@ -294,6 +319,11 @@ class AgentLife:
                 os.killpg(self.pid, signal.SIGKILL)
         self._child.signal(signal.SIGKILL)
 
+    @property
+    def is_ending(self) -> bool:
+        """It was let go."""
+        return not self._wanted
+
     async def end(self) -> None:
         """Let the agent go, and wait until it has."""
         self._wanted = False
@@ -323,7 +353,7 @@ class AgentLife:
         for future in self._pending.values():
             if not future.done():
                 future.set_exception(AgentFailedError(self._why))
-        self._channel.close()
+        self._close()
         self._child.close()
         if self._leaf is not None:
             self._leaf.close()

@@ -22,8 +22,9 @@ from nannyd.core.lifecycle import (
     State,
 )
 from nannyd.supervisor import facts, notices
+from nannyd.supervisor.asked import LEVELS, Asked
 from nannyd.supervisor.notices import say
-from nannyd.supervisor.plugins import Plugins, answer_agent
+from nannyd.supervisor.plugins import Plugins
 from nannyd.supervisor.reload import ReloadFailedError
 from nannyd.supervisor.rights import Right, right_of
 from nannyd.supervisor.run import Runs
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nannyd.supervisor.agent import Agent
-    from nannyd.supervisor.agentlife import AgentLife, Room
+    from nannyd.supervisor.agentlife import Room
+    from nannyd.supervisor.dask import Dask
     from nannyd.supervisor.reload import Reloader
     from nannyd.supervisor.rights import Peer
     from nannyd.supervisor.ring import Record, Ring
@@ -46,8 +48,6 @@ GROUP = "nannyd"
 """Whose members may look, restart, kill and read the log."""
 _DEBUG = 7
 _TOPIC_MAX, _MESSAGE_MAX, _REASON_MAX = 200, 16 << 10, 1000
-_LEVELS = ("CRITICAL", "CRITICAL", "CRITICAL", "ERROR", "WARNING", "INFO", "INFO", "DEBUG")
-"""Of `logging`, by the number of syslog(3)."""
 
 
 class Control:
@@ -61,10 +61,11 @@ class Control:
         room: Room,
         tasks: asyncio.TaskGroup,
         agent: Agent,
+        dask: Dask | None,
     ) -> None:
         """Serve *supervisor*."""
         self._supervisor, self._reloader, self._ring = supervisor, reloader, ring
-        self._agent = agent
+        self._agent, self._dask = agent, dask
         self._plugins = Plugins(agent, supervisor, tasks, self._answer_when_ready, self._asked)
         self._runs = Runs(room, supervisor, self._asked)
         self._loop, self._tasks = room.loop, tasks
@@ -90,6 +91,9 @@ class Control:
                 lambda _: CallError("org.varlink.service.PermissionDenied"),
             ),
         )
+        self.answer_agent = Asked(
+            agent, supervisor, ring, dask, self.interfaces[0].methods, self._wait
+        ).answer
         self._server = Server(
             room.loop,
             self.interfaces,
@@ -104,10 +108,6 @@ class Control:
     def open(self, path: Path) -> None:
         """Serve at *path*."""
         self._server.open(path)
-
-    def answer_agent(self, life: AgentLife, number: int, what: str, parameters: dict[str, Any]) -> None:
-        """Do what the agent asks for."""
-        answer_agent(self._agent, self.interfaces[0].methods, life, number, (what, parameters))
 
     async def close(self) -> None:
         """End the commands that operators run, and answer no more."""
@@ -169,7 +169,8 @@ class Control:
     # --- Looking ----------------------------------------------------------------------------------
 
     def _status(self, _: Call) -> dict[str, Any]:
-        return facts.status(self._supervisor, self._agent, self._at(), self._started, self._unit)
+        status = facts.status(self._supervisor, self._agent, self._at(), self._started, self._unit)
+        return {**status, "dask": self._dask.status() if self._dask is not None else None}
 
     def _explain(self, _: Call) -> dict[str, Any]:
         return self._plugins.explain(self._reloader.handover.explanation())
@@ -355,7 +356,7 @@ class Control:
         if level is None or not 0 <= level <= _DEBUG:
             raise CallError("org.varlink.service.InvalidParameter", parameter="level")
         self._asked(call, "SetLogLevel", str(level))
-        logging.getLogger().setLevel(_LEVELS[level])
+        logging.getLogger().setLevel(LEVELS[level])
         return {}
 
 

@@ -14,19 +14,18 @@ PARTS = (
     *(f"core/{module}.py" for module in ("__init__", "boot", "preload", "target", "trace", "wire")),
     "worker/*.py",
     "agent/*.py",
-    *(
-        f"dask/{module}.py"
-        for module in ("__init__", "configuration", "port", "registration", "subject", "telling", "worker")
-    ),
 )
+DASK_PARTS = ("dask/*.py",)
+"""What workers and agents in a Dask cluster need beside these; with all of the folder, for a part that is not
+theirs does no harm."""
 
 
-def install(runtime: Path) -> Path:
+def install(runtime: Path, *, dask: bool = False) -> Path:
     """Return a directory below *runtime* that holds nothing but these parts of `nannyd`."""
     package = Path(__file__).resolve().parent.parent
     library = runtime / "lib"
     _remove(library)
-    for part in PARTS:
+    for part in (*PARTS, *(DASK_PARTS if dask else ())):
         for source in package.glob(part):
             copy = library / "nannyd" / source.relative_to(package)
             copy.parent.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from nannyd.core import boot, wire
 from nannyd.core.lifecycle import (
+    AskToStop,
     Event,
     Exited,
     MainExited,
@@ -81,6 +82,8 @@ class Place:
     """Is called after each life.  The interpreter keeps up to 2,000 freed tuples of each size, and looks for
     cycles after thousands of allocations: left alone, a thousand lives make 1 MiB.  With all else frozen,
     this takes 0.1 ms."""
+    heard: Callable[[Life, dict[str, str], tuple[int, ...]], None] = lambda life, said, descriptors: None
+    """Is told every message of a worker, with the descriptors that came with it, which it may copy."""
 
 
 class Life:
@@ -262,6 +265,7 @@ class Life:
             text = wire.parse_error(said["X_NANNYD_ERROR"]).strip()[-wire.ERROR_MAX :]
             self.error = wire.summarize_error(text, _LINE_MAX)
             say(WORKER_ERROR, worker_pid=self.pid, detail=text)
+        self._place.heard(self, said, sender.descriptors)
         for event in self._events(said):
             self._place.post(event)
 
@@ -282,12 +286,14 @@ class Life:
 
     # --- Its end ----------------------------------------------------------------------------------
 
-    def ask_to_stop(self, timeout: float, reason: str, *, abort: bool) -> None:
+    def ask_to_stop(self, asked: AskToStop) -> None:
         """Tell a Python worker why, then send the stop signal; a stopped process is continued."""
+        abort = asked.abort
         number = signal.SIGABRT if abort else self.plan.worker.stop_signal
         if self._outbox is not None and not abort:
             # Its bootstrap gives up on close() itself, a little before it would be killed.
-            self._outbox.put({"stop": {"timeout": _CLOSE_SHARE * timeout, "reason": reason}})
+            timeout = asked.drain + _CLOSE_SHARE * (asked.timeout - asked.drain)
+            self._outbox.put({"stop": {"timeout": timeout, "reason": asked.reason, "drain": asked.drain}})
             number = signal.SIGTERM
         if self.plan.worker.kill_mode is KillMode.CONTROL_GROUP and self.group is not None and not abort:
             self.group.signal(number)

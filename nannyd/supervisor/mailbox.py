@@ -52,6 +52,8 @@ class Sender:
     pid: int
     pidfd: int | None = None
     """Borrowed."""
+    descriptors: tuple[int, ...] = ()
+    """What came with the message, borrowed."""
 
     def cgroup(self) -> int | None:
         """Return the id (the inode) of the sender's cgroup, or of its last if it is gone; None: unknown."""
@@ -116,12 +118,11 @@ class Mailbox:
                 and (fd := _INT.unpack_from(content)[0]) >= 0
             ):
                 pidfd = fd
-                descriptors.append(fd)
         try:
-            self._deliver(wire.parse(data), Sender(pid, pidfd))
+            self._deliver(wire.parse(data), Sender(pid, pidfd, tuple(descriptors)))
         finally:
-            # Closing is the answer to BARRIER=1 (sd_notify_barrier(3)); no other descriptor is wanted.
-            for descriptor in descriptors:
+            # Closing is the answer to BARRIER=1 (sd_notify_barrier(3)); who wants to keep one has a copy.
+            for descriptor in (*descriptors, *(() if pidfd is None else (pidfd,))):
                 os.close(descriptor)
         return True
 

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
+    from nannyd.supervisor.dask import Dask
+
 
 _LEFTOVER_TIMEOUT = 10.0
 _REMOVAL_TIMEOUT = 20.0
@@ -83,7 +85,7 @@ async def _serve(handover: Handover, runtime: Path, log_format: LogFormat, ring:
     place = Place(
         loop=loop,
         runtime=runtime,
-        library=library.install(runtime),
+        library=library.install(runtime, dask=plan.dask is not None),
         delegation=delegation,
         tree=None if trees is None or delegation is not None else lambda _: trees.Tree(helpers.pids),
         sampler=Sampler() if weaker else None,
@@ -116,16 +118,21 @@ async def _run(supervisor: Supervisor, reloader: Reloader, room: Room, runtime: 
     try:
         async with asyncio.TaskGroup() as tasks:
             agent = Agent(room, lambda: supervisor.plan, tasks, lambda *asked: control.answer_agent(*asked))
-            control = Control(supervisor, reloader, ring, room, tasks, agent)
+            dask = _dask(supervisor, agent, tasks)
+            control = Control(supervisor, reloader, ring, room, tasks, agent, dask)
             control.open(control_socket(runtime))
             _settle()
             try:
-                attend(agent, supervisor, tasks)
+                attend(agent, supervisor, tasks, dask)
                 signals.reload_on_sighup(room.loop, tasks, reloader.reload)
                 signals.stop_on_sigterm(supervisor, room.loop)
                 code = await supervisor.run()
                 await agent.teardown()
+                if dask is not None:
+                    await dask.finish()
             finally:
+                if dask is not None:
+                    dask.close()
                 await control.close()
                 await agent.close()
     except BaseException:
@@ -136,6 +143,15 @@ async def _run(supervisor: Supervisor, reloader: Reloader, room: Room, runtime: 
     control_socket(runtime).unlink(missing_ok=True)
     signal.set_wakeup_fd(-1)  # the loop closes what it hears of signals by before it lets go of them
     return code
+
+
+def _dask(supervisor: Supervisor, agent: Agent, tasks: asyncio.TaskGroup) -> Dask | None:
+    """Return the supervisor's part in a Dask cluster, which only a member of one needs in its memory."""
+    if supervisor.plan.dask is None:
+        return None
+    from nannyd.supervisor import dask
+
+    return dask.Dask(supervisor, agent, tasks)
 
 
 def _settle() -> None:

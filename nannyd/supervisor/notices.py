@@ -205,6 +205,18 @@ PLUGIN_DEPRECATED = Notice(
     logging.WARNING,
     "{detail}",
 )
+DASK_NONSENSE = Notice(
+    "dask-nonsense",
+    "5f22c3330ff74d30b421521d14f463e3",
+    logging.WARNING,
+    "ignored what worker {worker_pid} says of Dask: {detail}",
+)
+SCHEDULER_MISSING = Notice(
+    "scheduler-missing",
+    "09241749708345b4ad4e306c8a736b0b",
+    logging.ERROR,
+    "giving up: worker {worker_pid} found no Dask scheduler within dask.death-timeout ({scheduler})",
+)
 RELOADED = Notice(
     "reloaded",
     "f7442bc92d674d058dd19e88fbd6e8b9",

@@ -1,17 +1,14 @@
-"""What can be asked about plugins: by operators over the socket, and by plugins of their nanny."""
+"""What operators can ask about plugins."""
 
 from __future__ import annotations
 
-import json
-import os
 from typing import TYPE_CHECKING, Any
 
-from nannyd.core.environ import MASK, OURS, looks_secret
+from nannyd.core.environ import MASK, looks_secret
 from nannyd.core.lifecycle import RestartRequested
-from nannyd.supervisor import messages
 from nannyd.supervisor.agentlife import AgentFailedError, CodeFailedError
 from nannyd.supervisor.messages import CallError, Kind
-from nannyd.supervisor.rights import Peer, Right
+from nannyd.supervisor.rights import Right
 from nannyd.supervisor.spawn import SpawnError
 from nannyd.supervisor.varlink import Method
 from nannyd.supervisor.waits import error
@@ -21,47 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from nannyd.supervisor.agent import Agent
-    from nannyd.supervisor.agentlife import AgentLife
     from nannyd.supervisor.supervisor import Supervisor
     from nannyd.supervisor.varlink import Call
-
-_ASKED = {
-    "restart": "Restart",
-    "kill": "Kill",
-    "instantiate": "Instantiate",
-    "close": "Terminate",
-    "log_event": "LogEvent",
-}
-"""What a nanny object does, and the method that does the same for an operator."""
-
-
-class AgentCall:
-    """A call by the agent, to be answered over its channel: to a method it looks like any other."""
-
-    more = oneway = False
-    right = Right.ALL
-
-    def __init__(self, life: AgentLife, number: int) -> None:
-        """Answer number *number*."""
-        self._life, self._number = life, number
-        self.peer = Peer(life.pid, os.geteuid(), os.getegid(), frozenset())
-        self.open = True
-
-    def reply(self, parameters: dict[str, Any]) -> None:
-        """Answer."""
-        if self.open:
-            self.open = False
-            self._life.answer(self._number, parameters)
-
-    def fail(self, failed: CallError) -> None:
-        """Answer with an error."""
-        if self.open:
-            self.open = False
-            name = failed.error.rpartition(".")[2]
-            self._life.answer(self._number, None, {"name": name, "parameters": failed.parameters})
-
-    def when_closed(self, callback: Callable[[], None]) -> None:
-        """Do nothing: an agent that is gone needs no answer, and sending it one does no harm."""
 
 
 class Plugins:
@@ -164,47 +122,3 @@ class Plugins:
         environment.sort(key=lambda entry: str(entry["name"]))
         explanation = {**answer["explanation"], "environment": environment}
         return {"text": "\n".join(lines) + "\n", "explanation": explanation}
-
-
-def answer_agent(
-    agent: Agent, methods: dict[str, Method], life: AgentLife, number: int, asked: tuple[str, dict[str, Any]]
-) -> None:
-    """Do what a plugin asks of its nanny, by the same methods as operators use."""
-    what, parameters = asked
-    call: Any = AgentCall(life, number)
-    try:
-        if what == "set_env":
-            call.reply({"value": _set_env(agent, parameters)})
-            return
-        if what == "take_back":
-            agent.take_back(_owner(str(parameters.get("plugin"))))
-            call.reply({})
-            return
-        method = methods[_ASKED[what]]
-        if what == "log_event" and not isinstance(parameters.get("message"), str):
-            parameters = {**parameters, "message": json.dumps(parameters.get("message"))}
-        reply = method.handle(call, **messages.arguments(method.takes, parameters))
-    except KeyError:
-        call.fail(error("InvalidArgument", parameter="what", reason=f"{what!r} is not asked of a nanny"))
-    except CallError as failed:
-        call.fail(failed)
-    else:
-        if reply is not None:
-            call.reply(reply)
-
-
-def _set_env(agent: Agent, parameters: dict[str, Any]) -> str | None:
-    plugin, name, value = (parameters.get(key) for key in ("plugin", "name", "value"))
-    named = isinstance(name, str) and name and "=" not in name and "\0" not in name
-    if not named or not isinstance(plugin, str) or not (value is None or isinstance(value, str)):
-        reason = "name and value are strings, the name without ="
-        raise error("InvalidArgument", parameter="name", reason=reason)
-    if name in OURS:
-        raise error("InvalidArgument", parameter="name", reason=f"{name} is set by nannyd itself")
-    if isinstance(value, str) and "\0" in value:
-        raise error("InvalidArgument", parameter="value", reason="has a NUL character")
-    return agent.set_env(_owner(plugin), str(name), value)
-
-
-def _owner(plugin: str) -> str:
-    return plugin if plugin.startswith(("preload ", "call ")) else f"plugin {plugin}"

@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
 
 def stop_on_sigterm(supervisor: Supervisor, loop: asyncio.AbstractEventLoop) -> None:
-    """Take SIGTERM and SIGINT as requests to stop; a second SIGINT does not ask.
+    """Take SIGTERM and SIGINT as requests to stop; a second SIGINT, and during a drain SIGTERM, kills.
 
     What the launcher has blocked until now comes in: the last thing to be done before supervising.
     """
-    interrupted = False
+    seen: set[signal.Signals] = set()
 
     def asked(number: signal.Signals) -> None:
-        nonlocal interrupted
         supervisor.signalled = True
+        stop = supervisor.worker.stop
+        drains = stop is not None and stop.drain > 0
         supervisor.stop(number.name)
-        if number is signal.SIGINT:
-            if interrupted:
-                supervisor.kill("a second SIGINT")
-            interrupted = True
+        if number in seen and (number is signal.SIGINT or drains):
+            supervisor.kill(f"a second {number.name}")
+        seen.add(number)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, supervisor.post, lambda number=number: asked(number))

@@ -81,6 +81,8 @@ class Program:
     stderr: int
     channel: int | None = None
     """What the worker finds as descriptor 3."""
+    sockets: int | None = None
+    """What it finds as descriptor 4; only with a channel."""
     stdin: int | None = None
     """None: /dev/null."""
     terminal: bool = False
@@ -300,9 +302,9 @@ def _call(function: str, *arguments: object) -> None:
 
 
 def _inherited(program: Program) -> list[int | None]:
-    """Return what the program finds as its descriptors 0, 1, 2 and, perhaps, 3."""
-    channel = [] if program.channel is None else [program.channel]
-    return [program.stdin, program.stdout, program.stderr, *channel]
+    """Return what the program finds as its descriptors 0, 1, 2 and, perhaps, 3 and 4."""
+    others = [it for it in (program.channel, program.sockets) if it is not None]
+    return [program.stdin, program.stdout, program.stderr, *others]
 
 
 def _entries(environ: dict[str, str]) -> list[str]:

@@ -106,6 +106,8 @@ class Supervisor:
         self._start_failed = ""
         self.hear: Callable[..., None] = lambda what, **info: None
         """Is told what happens to the worker: a word and facts."""
+        self.buried: Callable[[Life, Exit, float], None] = lambda life, exit_, uptime: None
+        """Is told how a life ended, after how many seconds, before what belongs to it is given back."""
         self.words: Callable[[], str] = str
         """Returns what else is to be said in the status sentence."""
         self.before_stop: Callable[[Callable[[], None]], None] | None = None
@@ -214,6 +216,7 @@ class Supervisor:
         self.ended = telling.Ended(exit_, self._now, self._now - life.began)
         telling.tell_exit(life, exit_, self._now - life.began)
         self.hear("worker_exited", pid=life.pid, **telling.exit_facts(exit_, self._now - life.began))
+        self.buried(life, exit_, self._now - life.began)
         if life.errno:
             self.systemd.errno(life.errno)
         life.close()
@@ -230,6 +233,7 @@ class Supervisor:
             stop_timeout=worker.stop_timeout,
             watchdog=alive.watchdog,
             kill_mode=worker.kill_mode,
+            drain_timeout=self.plan.dask.drain_timeout if self.plan.dask is not None else 0.0,
         )
 
     # --- Deeds ------------------------------------------------------------------------------------
@@ -238,8 +242,8 @@ class Supervisor:
         if self.life is None:
             return
         match effect:
-            case AskToStop(timeout, reason, abort):
-                self.life.ask_to_stop(timeout, reason, abort=abort)
+            case AskToStop():
+                self.life.ask_to_stop(effect)
             case Kill():
                 self.life.kill()
             case Spawn():
@@ -267,6 +271,7 @@ class Supervisor:
             if wall and life is self.life:
                 self.post(MemoryExceeded(life.generation, "at the wall while stopping", wall=True))
             return
+        self._reading, self._read_of, self._read_at = reading, life, self._loop.time()
         excess = telling.Excess(life, reading, said, wall=wall)
         if said is Verdict.WARN:
             excess.tell_warning()
@@ -316,6 +321,10 @@ class Supervisor:
         if self._reading is None or self._read_of is not self.life or now - self._read_at > _READING_AGE:
             self._reading, self._read_of, self._read_at = self.life.watch.reading(), self.life, now
         return self._reading
+
+    def last_reading(self, life: Life) -> Reading | None:
+        """Return what *life* used when somebody last looked."""
+        return self._reading if self._read_of is life else None
 
     # --- Stop, reload -----------------------------------------------------------------------------
 

@@ -76,7 +76,7 @@ def security(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return a directory that holds nothing but what the supervisor gives its workers of nannyd."""
-    return str(library.install(tmp_path_factory.mktemp("only nannyd's")))
+    return str(library.install(tmp_path_factory.mktemp("only nannyd's"), dask=True))
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def service(serve: Callable[..., Service]) -> Service:
 @pytest.fixture(scope="session")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return a directory that holds nothing but what the supervisor gives its agent of nannyd."""
-    return str(library.install(tmp_path_factory.mktemp("only nannyd's")))
+    return str(library.install(tmp_path_factory.mktemp("only nannyd's"), dask=True))
 
 
 @pytest.fixture

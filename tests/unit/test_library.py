@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 import nannyd
 from nannyd.supervisor import library
 
@@ -18,6 +20,12 @@ def test_the_parts_are_copied_and_nothing_of_the_daemon(tmp_path: Path) -> None:
     assert not any(file.startswith(("config/", "supervisor/", "ctl/")) for file in files)
     for file in files:
         assert (installed / "nannyd" / file).read_bytes() == (SOURCE / file).read_bytes()
+
+
+@pytest.mark.parametrize("dask", [False, True])
+def test_what_dask_needs_is_only_there_where_it_is_needed(tmp_path: Path, dask: bool) -> None:  # noqa: FBT001
+    installed = library.install(tmp_path, dask=dask)
+    assert (installed / "nannyd" / "dask" / "__init__.py").exists() == dask
 
 
 def test_what_an_earlier_supervisor_left_is_replaced_and_links_are_not_followed(tmp_path: Path) -> None:

@@ -1,0 +1,415 @@
+"""The supervisor's part in a Dask cluster: what outlives workers and agents.
+
+It speaks nothing of Dask's own protocol.  Workers tell it what it must know by `X_NANNYD_DASK=`, a JSON
+object, and hand it the socket that the nanny listens on by systemd's `FDSTORE=1`; the next life is told what
+it must know by the keyword argument `life`.  Nobody answers on the socket until somebody connects: then the
+agent does, and when it has nothing to do any more, the socket is looked at from here again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from nannyd.core.dask import Cause, Then, cause_of
+from nannyd.core.exits import describe
+from nannyd.core.lifecycle import (
+    CloseGracefullyRequested,
+    Goal,
+    KillRequested,
+    RestartRequested,
+    SchedulerMissing,
+    State,
+    WorkerExcused,
+    WorkerExtends,
+    WorkerStopping,
+)
+from nannyd.core.plan import Plugin
+from nannyd.core.restart import RestartPolicy, restart_delay
+from nannyd.supervisor import notices
+from nannyd.supervisor.agent import DASK_TIMEOUT
+from nannyd.supervisor.agentlife import AgentFailedError, CodeFailedError, told
+from nannyd.supervisor.facts import signal_name
+from nannyd.supervisor.notices import say
+from nannyd.supervisor.spawn import SpawnError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from nannyd.core.exits import Exit
+    from nannyd.supervisor.agent import Agent
+    from nannyd.supervisor.life import Life
+    from nannyd.supervisor.supervisor import Supervisor
+
+PLUGIN = "nannyd.dask.plugins:load"
+"""Makes a plugin of the cluster in the agent, of the file that it lies in."""
+_EXTENSION = "nannyd.dask.server:Extension"
+_EXITS_MAX = 16
+_PLUGINS_MAX = 256
+_TEXT_MAX = 1000
+"""Characters of a name, an address, a reason."""
+_DIGEST = 64
+"""Characters of a SHA-256 in hexadecimal."""
+_BACK_OFF = RestartPolicy(delay=0.5, growth=2.0, max_delay=60.0, jitter=0.0)
+_TRIES = 3
+"""So often an agent may fail in a row before those who wait for it are turned away."""
+_STABLE = 60.0
+_BACKLOG_MAX = 4096
+
+
+class _NonsenseError(ValueError):
+    """What a worker says is not what it can mean."""
+
+
+class Dask:
+    """What is known of the cluster."""
+
+    def __init__(self, supervisor: Supervisor, agent: Agent, tasks: asyncio.TaskGroup) -> None:
+        """Keep it for *supervisor*, whose plan says what follows when a worker closes itself."""
+        self._supervisor, self._agent, self._tasks = supervisor, agent, tasks
+        self._door = Door(agent, supervisor.place.loop, tasks)
+        self.scheduler = self.scheduler_id = self.nanny = ""
+        self._known: dict[str, str] = {}
+        """Plugins that the agent has, or failed to set up: name and digest."""
+        self._told: dict[str, str] = {}
+        """Those that the latest life was told of."""
+        self._setting_up = asyncio.Lock()
+        self._exits: list[dict[str, Any]] = []
+        self._last = ""
+        """The address of a worker that may not have said goodbye to the scheduler."""
+        self._doubted: Life | None = None
+        self._sweep()  # what an earlier nannyd left when it crashed
+
+    # --- What a worker is told, and says ----------------------------------------------------------
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what the next worker must know, as a keyword argument."""
+        directory = self._supervisor.local_directory
+        self._told = dict(self._known)
+        life = {
+            "nanny": self.nanny or None,
+            "known": self._told,
+            "unregister": self._last or None,
+            "exits": list(self._exits),
+            "directory": None if directory is None else str(directory),
+            "register": True,
+        }
+        return {"life": life}
+
+    def extension(self) -> dict[str, Any]:
+        """Return what the agent is to be beside the usual."""
+        plan = self._supervisor.plan.dask
+        server = plan.server if plan is not None else {}
+        addresses = {"scheduler": self.scheduler or None, "nanny": self.nanny or None}
+        return {"target": _EXTENSION, "arguments": {**server, **addresses}}
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the nanny object of the plugins knows."""
+        plan = self._supervisor.plan.dask
+        server = plan.server if plan is not None else {}
+        return {
+            "nanny": self.nanny,
+            "scheduler": self.scheduler,
+            "name": server.get("name"),
+            "nthreads": server.get("nthreads"),
+        }
+
+    def status(self) -> dict[str, Any]:
+        """Return what Status says."""
+        return {
+            "scheduler": self.scheduler or None,
+            "nanny": self.nanny or None,
+            "plugins": list(self._known),
+        }
+
+    def hear(self, life: Life, said: dict[str, str], descriptors: tuple[int, ...]) -> None:
+        """Take what a worker says; nonsense is told once for each life."""
+        text, stored = said.get("X_NANNYD_DASK"), said.get("FDSTORE") == "1"
+        if text is None and not (stored and said.get("FDNAME") == "nanny"):
+            return
+        try:
+            message = _object(text or "{}")
+            if stored:
+                self._take_socket(message.get("nanny"), descriptors)
+            self._take(life, message)
+        except _NonsenseError as nonsense:
+            if self._doubted is not life:
+                self._doubted = life
+                say(notices.DASK_NONSENSE, worker_pid=life.pid, detail=str(nonsense))
+
+    def _take(self, life: Life, message: dict[str, Any]) -> None:
+        if "scheduler" in message:
+            self.scheduler = _text(message, "scheduler")
+        if "id" in message:
+            self.scheduler_id = _text(message, "id")
+        if "published" in message:
+            count = message["published"]
+            if type(count) is not int or not 0 <= count <= len(self._exits):
+                raise _NonsenseError("published more ends than there were")
+            del self._exits[:count]
+        if "plugins" in message:
+            self._tasks.create_task(self._set_up(life, _plugins(message["plugins"]), self._told))
+        if "closing" in message:
+            self._closing(life, _text(message, "closing"))
+
+    def _take_socket(self, address: Any, descriptors: tuple[int, ...]) -> None:
+        if type(address) is not str or not 0 < len(address) <= _TEXT_MAX or len(descriptors) != 1:
+            raise _NonsenseError("a socket without its address, or not one socket")
+        if self.nanny:
+            raise _NonsenseError("a second socket for the nanny")
+        self._door.open(_listener(descriptors[0]))
+        self.nanny = address
+
+    def _closing(self, life: Life, reason: str) -> None:
+        """Decide what follows when the worker, which closes itself, has gone."""
+        cause, plan = cause_of(reason), self._supervisor.plan.dask
+        post = self._supervisor.post
+        post(WorkerStopping(life.generation, f"the worker closes itself: {reason}"))
+        if cause is Cause.DEATH_TIMEOUT:
+            say(notices.SCHEDULER_MISSING, worker_pid=life.pid, scheduler=self.scheduler or None)
+            post(SchedulerMissing(life.generation))
+            return
+        then = plan.after.get(cause) if plan is not None else None
+        if then is Then.END:
+            post(CloseGracefullyRequested(f"dask: {reason}"))
+        elif then is Then.RESTART:
+            post(WorkerExcused(life.generation))
+
+    def note_end(self, life: Life, exit_: Exit, uptime: float) -> None:
+        """Keep how a life ended until the cluster is told of it."""
+        supervisor, status = self._supervisor, exit_.status
+        reading = supervisor.last_reading(life)
+        self._last = life.address or self._last
+        entry = {
+            "worker": life.address,
+            "name": supervisor.plan.name,
+            "pid": life.pid,
+            "generation": exit_.generation,
+            "result": exit_.result,
+            "who": exit_.who,
+            "how": describe(exit_) + (f" ({exit_.detail})" if exit_.detail else ""),
+            "signal": signal_name(status.signal) if status is not None else None,
+            "exit-status": status.code if status is not None else None,
+            "memory": reading.working_set if reading is not None else None,
+            "memory-peak": exit_.memory_peak,
+            "limit": life.plan.memory.thresholds.limit,
+            "uptime": round(uptime, 3),
+            "restarts": supervisor.worker.restarts,
+            "at": time.time_ns() // 1_000_000 / 1000,
+        }
+        self._exits = [*self._exits, entry][-_EXITS_MAX:]
+
+    # --- Plugins of the cluster -------------------------------------------------------------------
+
+    async def _set_up(self, life: Life, wanted: dict[str, str], told: dict[str, str]) -> None:
+        """Have the agent host what the scheduler wants a nanny to host.
+
+        A life that was *told* otherwise waits for this, and is followed by one that finds all as it is.
+        """
+        supervisor = self._supervisor
+        supervisor.post(WorkerExtends(life.generation, DASK_TIMEOUT * (len(wanted) + 1)))
+        async with self._setting_up:
+            for name in [name for name in self._known if name not in wanted]:
+                await self._remove(name)
+            for name, digest in wanted.items():
+                if self._known.get(name) != digest:
+                    await self._add(name, digest)
+            self._sweep()
+        new = [name for name, digest in wanted.items() if told.get(name) != digest]
+        if not new or supervisor.life is not life:
+            return
+        reason = f"plugins of the Dask cluster: {', '.join(new)}"
+        if supervisor.worker.goal is Goal.DOWN:
+            supervisor.handle(KillRequested(reason, None))  # it waits for a restart that is not to be
+        elif supervisor.worker.state in (State.START, State.RUNNING):
+            supervisor.handle(RestartRequested(reason))
+
+    async def _add(self, name: str, digest: str) -> None:
+        try:
+            await self._agent.plugin_add(name, PLUGIN, {"path": str(self._file(digest))})
+        except CodeFailedError as failed:
+            say(notices.PLUGIN_FAILED, **told(failed.failure))
+        except (AgentFailedError, SpawnError) as failed:
+            say(notices.PLUGIN_FAILED, where=f"plugin {name}", error=str(failed), detail="")
+        self._known[name] = digest  # Dask goes on without one that fails
+
+    async def _remove(self, name: str) -> None:
+        self._known.pop(name, None)
+        try:
+            await self._agent.plugin_remove(name)
+        except CodeFailedError as failed:
+            say(notices.PLUGIN_FAILED, **told(failed.failure))
+        except (AgentFailedError, SpawnError, KeyError):
+            pass  # it is down anyway
+
+    def plugin_added(self, name: str, digest: str, *, failed: bool) -> None:
+        """Keep a plugin that came to the agent over Dask's own server."""
+        self._known[name] = digest
+        if not failed:
+            self._agent.keep(Plugin(name, PLUGIN, {"path": str(self._file(digest))}))
+        self._sweep()
+
+    def plugin_removed(self, name: str) -> None:
+        """Forget a plugin that was taken down in the agent."""
+        if self._known.pop(name, None) is not None:
+            self._agent.forget(name)
+        self._sweep()
+
+    def _file(self, digest: str) -> Path | None:
+        directory = self._supervisor.local_directory
+        return None if directory is None else directory / f"plugin-{digest}"
+
+    def _sweep(self) -> None:
+        """Remove the files of plugins that are known no more."""
+        directory = self._supervisor.local_directory
+        kept = {self._file(digest) for digest in self._known.values()}
+        for path in directory.glob("plugin-*") if directory is not None else ():
+            if path not in kept:
+                with suppress(OSError):  # it is swept again
+                    path.unlink()
+
+    # --- Its end ----------------------------------------------------------------------------------
+
+    async def finish(self) -> None:
+        """Tell the cluster of ends that no worker will tell of, where an agent runs that can."""
+        if self._exits:
+            await self._agent.publish(self._exits)
+
+    def close(self) -> None:
+        """Let go of the socket."""
+        self._door.close()
+        self._known.clear()
+        self._sweep()
+
+
+class Door:
+    """The listening socket: who knocks starts the agent, which then opens by itself."""
+
+    def __init__(self, agent: Agent, loop: asyncio.AbstractEventLoop, tasks: asyncio.TaskGroup) -> None:
+        """There is no socket yet."""
+        self._agent, self._loop, self._tasks = agent, loop, tasks
+        self._socket: socket.socket | None = None
+        self._failures = 0
+        self._began = 0.0
+        self._serves = False
+        self._timer: asyncio.TimerHandle | None = None
+        agent.rested = self._rested
+
+    def open(self, listener: socket.socket) -> None:
+        """Take over *listener* and look at it."""
+        self._socket = listener
+        self._look()
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._socket is not None:
+            self._loop.add_reader(self._socket, self._knocked)
+
+    def _knocked(self) -> None:
+        assert self._socket is not None  # noqa: S101 - it is looked at
+        self._loop.remove_reader(self._socket)
+        self._tasks.create_task(self._serve(self._socket))
+
+    async def _serve(self, listener: socket.socket) -> None:
+        """Start the agent for who has connected.  The connection waits in the socket, also for the next."""
+        now = self._loop.time()
+        if now - self._began >= _STABLE:
+            self._failures = 0
+        self._began = now
+        try:
+            await self._agent.serve(listener.fileno())
+        except CodeFailedError as failed:
+            say(notices.PLUGIN_FAILED, **told(failed.failure))
+        except (AgentFailedError, SpawnError):
+            pass  # it was told
+        self._serves = self._agent.serves
+        if not self._serves:
+            self._back_off()
+
+    def _rested(self, why: str) -> None:
+        """Learn that nobody answers any more."""
+        if not self._serves:
+            return
+        self._serves = False
+        if why:
+            self._back_off()
+        else:
+            self._look()
+
+    def _back_off(self) -> None:
+        """Look again after a while; who comes when nobody has answered for long, is turned away."""
+        if self._socket is None:
+            return
+        self._failures += 1
+        if self._failures > _TRIES:
+            self._turn_away(self._socket)
+        delay = restart_delay(_BACK_OFF, self._failures - 1, 0.5)
+        self._timer = self._loop.call_later(delay, self._look)
+
+    def _turn_away(self, listener: socket.socket) -> None:
+        with suppress(OSError):  # nobody is left
+            for _ in range(_BACKLOG_MAX):
+                listener.accept()[0].close()
+
+    def close(self) -> None:
+        """Look no more."""
+        listener, self._socket = self._socket, None
+        if self._timer is not None:
+            self._timer.cancel()
+        if listener is not None:
+            self._loop.remove_reader(listener)
+            listener.close()
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError):
+        raise _NonsenseError("no JSON") from None
+    if type(message) is not dict:
+        raise _NonsenseError("no JSON object")
+    return message
+
+
+def _text(message: dict[str, Any], key: str) -> str:
+    value = message[key]
+    if type(value) is not str or not 0 < len(value) <= _TEXT_MAX or not value.isprintable():
+        raise _NonsenseError(f"{key} is no text")
+    return value
+
+
+def _plugins(listed: Any) -> dict[str, str]:
+    """Return the digests of plugins by their names."""
+    if type(listed) is not list or len(listed) > _PLUGINS_MAX:
+        raise _NonsenseError("plugins are no list, or too many")
+    found = {}
+    for entry in listed:
+        if type(entry) is not dict or not {"name", "digest"} <= entry.keys():
+            raise _NonsenseError("a plugin has a name and a digest")
+        found[_text(entry, "name")] = checked_digest(_text(entry, "digest"))
+    return found
+
+
+def checked_digest(text: str) -> str:
+    """Return *text* if it can be the digest in the name of a file.  Raises ValueError."""
+    if len(text) != _DIGEST or not set(text) <= set("0123456789abcdef"):
+        raise _NonsenseError("a digest is a SHA-256 in hexadecimal")
+    return text
+
+
+def _listener(descriptor: int) -> socket.socket:
+    """Return a copy of a listening socket of streams."""
+    try:
+        found = socket.socket(fileno=os.dup(descriptor))
+    except OSError:
+        raise _NonsenseError("what is to be the nanny's socket is none") from None
+    if found.type != socket.SOCK_STREAM or not found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        found.close()
+        raise _NonsenseError("the nanny's socket does not listen")
+    found.setblocking(False)
+    return found
