@@ -12,20 +12,24 @@ death_timeout                 seconds
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nannyd.config import tree as trees
-from nannyd.config.daskrules import MEMORY, flat
+from nannyd.config.daskrules import MEMORY, flat, needs_certificate
+from nannyd.config.tree import problem_at
 from nannyd.core.plan import DaskPlan
 from nannyd.core.restart import RestartMode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
+    from nannyd.config.credentials import Credentials
     from nannyd.config.dask import Dask
+    from nannyd.config.daskfiles import Theirs
     from nannyd.config.settings import Settings
     from nannyd.config.tree import Tree
+    from nannyd.core.errors import Problem
 
     Resolve = Callable[[Any, tuple[str, ...]], Any]
 
@@ -33,6 +37,7 @@ TARGET = "nannyd.dask.worker:DaskWorker"
 DEFAULT_FRACTIONS = {"target": 0.60, "spill": 0.70, "pause": 0.80}
 """Dask's own (distributed.yaml), made for its own `terminate`:"""
 _TERMINATE = 0.95
+_THEIR_CERTIFICATE = "distributed.comm.tls.worker.cert"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +49,8 @@ class Cluster:
     settings: Settings
     tree: Tree
     cpus: float
-    chosen: Mapping[str, Any] = field(default_factory=dict)
-    """What Dask's own files and variables say, dotted keys."""
+    theirs: Theirs
+    """Dask's own configuration."""
 
     @property
     def nthreads(self) -> int:
@@ -78,10 +83,11 @@ class Cluster:
             "death_timeout": self.dask.death_timeout,
         }
 
-    def plan(self, security: dict[str, Any]) -> DaskPlan:
-        """Return what the supervisor must know."""
+    def plan(self, kwargs: dict[str, Any]) -> DaskPlan:
+        """Return what the supervisor must know; *kwargs* are the worker's."""
         server = {
-            "security": security,
+            "security": kwargs["security"],
+            "config": kwargs["config"],
             "protocol": self._protocol(),
             "blocked_handlers": self.dask.blocked_handlers,
             "name": self.name,
@@ -96,6 +102,27 @@ class Cluster:
         if not self.dask.reconnect:
             policy["mode"] = RestartMode.NO
         return policy
+
+    def security(self, credentials: Credentials, problems: list[Problem]) -> dict[str, Any]:
+        """Return what distributed.Security is made with; the files are named, and not read."""
+        tls, security = self.dask.tls, {}
+        key = needs_certificate(self.dask)
+        if key is not None and self.theirs.is_whole and not self.theirs.chosen.get(_THEIR_CERTIFICATE):
+            message = "is encrypted, and there is no certificate; write ca, cert and key in [dask.tls]"
+            problems.append(problem_at(self.tree, ("dask", key), message))
+        for key, argument in (("ca", "ca_file"), ("cert", "worker_cert"), ("key", "worker_key")):
+            file = getattr(tls, key)
+            if file is not None:
+                security[f"tls_{argument}"], wrong = credentials.file(file)
+                if wrong is not None:
+                    problems.append(problem_at(self.tree, ("dask", "tls", key), wrong))
+        more = {
+            "require_encryption": tls.require_encryption,
+            "tls_ciphers": tls.ciphers,
+            "tls_min_version": tls.min_version,
+            "tls_max_version": tls.max_version,
+        }
+        return {**security, **{key: value for key, value in more.items() if value is not None}}
 
     # Where
 
@@ -155,7 +182,7 @@ class Cluster:
         end = memory.max if memory.terminate is None else memory.terminate
         if end is None or end >= _TERMINATE:
             return {}
-        said = {key.replace("_", "-") for key in (*flat(self.dask.config), *self.chosen)}
+        said = {key.replace("_", "-") for key in (*flat(self.dask.config), *self.theirs.chosen)}
         return {
             f"{MEMORY}.{name}": round(fraction * end / _TERMINATE, 4)
             for name, fraction in DEFAULT_FRACTIONS.items()

@@ -13,10 +13,12 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from nannyd.config import daskfiles
 from nannyd.config import layers as sources
 from nannyd.config import tree as trees
 from nannyd.config.cluster import TARGET, Cluster
 from nannyd.config.credentials import Credentials
+from nannyd.config.daskfiles import Owner, Theirs
 from nannyd.config.machine import Machine, read_machine
 from nannyd.config.texts import Credential
 from nannyd.config.tree import problem_at
@@ -93,6 +95,8 @@ class Surroundings:
     """What could not be read, in sentences."""
     origins: Mapping[str, str] = field(default_factory=dict)
     """Where variables of `environ` come from, as far as that is known."""
+    owner: Owner | None = None
+    """Who the instance runs as, if that is another than who asks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,29 +127,37 @@ def compile_plan(request: Request, around: Surroundings) -> Compiled:
     )
     problems = found.problems
     tree = trees.merge(found.layers)
+    theirs = Theirs(is_whole=False)
+    if "dask" in tree:
+        theirs = daskfiles.read(tree, around.environ, around.owner)
+        problems += theirs.problems
+        tree = trees.merge([found.layers[0], *theirs.layers, *found.layers[1:]])
     home = (request.config_dir or sources.CONFIG_DIR).absolute() / f"{request.name}.toml"
     settings, wrong = validate(tree, str(home) if found.is_whole else None)
     problems += wrong
-    log_format, log_level = _log(request, around.environ, problems)
+    quiet = settings.dask is not None and settings.dask.quiet
+    log_format, log_level = _log(request, around.environ, problems, "warning" if quiet else "info")
     credentials = Credentials(around.environ.get("CREDENTIALS_DIRECTORY") or None, around.unit)
-    builder = _Builder(request, around, settings, tree, credentials, problems)
+    builder = _Builder(request, around, settings, tree, credentials, problems, theirs)
     variables = builder.variables()
     plan = builder.plan(variables, log_format, log_level)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
-    notes = [*around.notes, *credentials.notes]
+    notes = [*around.notes, *credentials.notes, *theirs.notes]
     return Compiled(plan, settings, tree, variables, notes, around.source, around.unit)
 
 
-def _log(request: Request, environ: Mapping[str, str], problems: list[Problem]) -> tuple[LogFormat, str]:
+def _log(
+    request: Request, environ: Mapping[str, str], problems: list[Problem], default_level: str
+) -> tuple[LogFormat, str]:
     """Return format and level of nannyd's own records: option over variable over default."""
     formats, levels = [word.value for word in LogFormat], list(LOG_LEVELS)
     texts = []
-    for option, variable, asked, words in (
-        ("format", "NANNYD_LOG_FORMAT", request.log_format, formats),
-        ("level", "NANNYD_LOG_LEVEL", request.log_level, levels),
+    for option, variable, asked, words, default in (
+        ("format", "NANNYD_LOG_FORMAT", request.log_format, formats, formats[0]),
+        ("level", "NANNYD_LOG_LEVEL", request.log_level, levels, default_level),
     ):
-        text = asked if asked is not None else environ.get(variable, words[0 if option == "format" else 1])
+        text = asked if asked is not None else environ.get(variable, default)
         if text.lower() not in words:
             guess = nearest(text, words)
             listed = ", ".join(words[:-1]) + f" or {words[-1]}"
@@ -166,6 +178,8 @@ class _Builder:
     tree: Tree
     credentials: Credentials
     problems: list[Problem]
+    theirs: Theirs
+    """Dask's own configuration."""
 
     @property
     def is_python(self) -> bool:
@@ -175,10 +189,10 @@ class _Builder:
     @property
     def cluster(self) -> Cluster | None:
         """What is made of `[dask]`, if there is one."""
-        if self.settings.dask is None:
+        settings, cpus = self.settings, self.around.machine.cpus
+        if settings.dask is None:
             return None
-        cpus = self.around.machine.cpus
-        return Cluster(self.request.name, self.settings.dask, self.settings, self.tree, cpus)
+        return Cluster(self.request.name, settings.dask, settings, self.tree, cpus, self.theirs)
 
     # Environment
 
@@ -229,14 +243,15 @@ class _Builder:
     def plan(self, variables: list[Variable], log_format: LogFormat, log_level: str) -> Plan:
         """Return the plan; with problems, a useless one."""
         secrets = sorted({v.name for v in variables if v.secret or looks_secret(v.name)})
-        memory, security = self._memory(), self._security()
+        memory = self._memory()
+        python = self._python(secrets, memory) if self.is_python else None
         return Plan(
             name=self.request.name,
-            worker=self._worker(secrets, memory, security),
+            worker=self._worker(python),
             memory=memory,
             restart=self._restart(),
             agent=self._agent(secrets),
-            dask=None if self.cluster is None else self.cluster.plan(security),
+            dask=None if self.cluster is None or python is None else self.cluster.plan(python.kwargs),
             environ={v.name: v.value for v in variables if not v.late},
             late_environ={v.name: v.value for v in variables if v.late},
             log_format=log_format,
@@ -245,9 +260,8 @@ class _Builder:
             secrets=secrets,
         )
 
-    def _worker(self, secrets: list[str], memory: MemoryPlan, security: dict[str, Any]) -> WorkerPlan:
+    def _worker(self, python: PythonWorker | None) -> WorkerPlan:
         worker = self.settings.worker
-        python = self._python(secrets, memory, security) if self.is_python else None
         return WorkerPlan(
             command=worker.command or [] if python is None else [worker.python or sys.executable],
             python=python,
@@ -264,12 +278,14 @@ class _Builder:
             watchdog=worker.watchdog,
         )
 
-    def _python(self, secrets: list[str], memory: MemoryPlan, security: dict[str, Any]) -> PythonWorker:
+    def _python(self, secrets: list[str], memory: MemoryPlan) -> PythonWorker:
         worker = self.settings.worker
         if self.cluster is not None:
-            limit, resolve = memory.thresholds.limit, functools.partial(self._resolved, secrets=secrets)
-            # The preloads are Dask's own business, that calls their dask_setup for each Worker.
-            return PythonWorker(TARGET, [], self.cluster.kwargs(limit, security, resolve), [], [])
+            security = self.cluster.security(self.credentials, self.problems)
+            resolve = functools.partial(self._resolved, secrets=secrets)
+            kwargs = self.cluster.kwargs(memory.thresholds.limit, security, resolve)
+            # The preloads are Dask's own business, which calls their dask_setup for each Worker.
+            return PythonWorker(TARGET, [], kwargs, [], [])
         return PythonWorker(
             target=worker.class_ or "",
             args=worker.args,
@@ -277,25 +293,6 @@ class _Builder:
             preload=worker.preload,
             preload_argv=_argv_for_each(worker.preload, worker.preload_argv),
         )
-
-    def _security(self) -> dict[str, Any]:
-        """Return what distributed.Security is made with; the files are named, and not read."""
-        if self.settings.dask is None:
-            return {}
-        tls, security = self.settings.dask.tls, {}
-        for key, argument in (("ca", "ca_file"), ("cert", "worker_cert"), ("key", "worker_key")):
-            file = getattr(tls, key)
-            if file is not None:
-                security[f"tls_{argument}"], wrong = self.credentials.file(file)
-                if wrong is not None:
-                    self.problems.append(problem_at(self.tree, ("dask", "tls", key), wrong))
-        more = {
-            "require_encryption": tls.require_encryption,
-            "tls_ciphers": tls.ciphers,
-            "tls_min_version": tls.min_version,
-            "tls_max_version": tls.max_version,
-        }
-        return {**security, **{key: value for key, value in more.items() if value is not None}}
 
     def _agent(self, secrets: list[str]) -> AgentPlan:
         nanny, agent = self.settings.nanny, self.settings.agent

@@ -37,6 +37,7 @@ BELONGS_TO = {
     "dask": "dask",
     "distributed": "dask",
     "tornado": "dask",
+    "yaml": "dask",
 }
 """Where each library is used, and nowhere else."""
 
