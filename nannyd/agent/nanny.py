@@ -171,6 +171,11 @@ class Nanny:
         """End the worker, then nannyd."""
         return self._ask("close", reason=reason or self._owner)
 
+    @property
+    def owner(self) -> str:
+        """In whose name it asks."""
+        return self._owner
+
     def __repr__(self) -> str:
         """Say whose nanny it is, for whom."""
         return f"<Nanny of {self.name} for {self._owner}>"

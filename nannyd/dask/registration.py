@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
-import os
-import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from nannyd.dask.plugins import digest, keep
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 logger = logging.getLogger("distributed.nanny")
 
@@ -40,15 +41,13 @@ class NannyPlugins:
     def store(self, directory: Path) -> list[dict[str, str]]:
         """Write each to a file of *directory*, and return where."""
         stored = []
-        for name, digest in self._digests().items():
-            path = directory / f"plugin-{digest}"
-            if not path.exists():
-                _write(path, self.pickled[name])
-            stored.append({"name": name, "path": str(path), "digest": digest})
+        for name, pickled in self.pickled.items():
+            path = keep(pickled, directory)
+            stored.append({"name": name, "path": str(path), "digest": digest(pickled)})
         return stored
 
     def _digests(self) -> dict[str, str]:
-        return {name: hashlib.sha256(data).hexdigest() for name, data in self.pickled.items()}
+        return {name: digest(pickled) for name, pickled in self.pickled.items()}
 
 
 class Registration:
@@ -104,11 +103,3 @@ async def _attempt(
     except (OSError, asyncio.TimeoutError):
         return None
     return Registration(comm, NannyPlugins(dict(answer["nanny-plugins"])))
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file, seen whole or not at all, for nobody else to read."""
-    descriptor, half = tempfile.mkstemp(prefix=".", dir=path.parent)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-    Path(half).replace(path)

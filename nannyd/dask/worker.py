@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nannyd.dask.configuration import configure, make_security
+from nannyd.dask.events import log_exits
 from nannyd.dask.telling import hand_over, tell
 
 if TYPE_CHECKING:
@@ -179,11 +180,7 @@ class DaskWorker:
         """Log how earlier workers ended, as events at the scheduler."""
         exits = self._life["exits"]
         try:
-            for exit_ in exits:
-                await self._worker.scheduler.log_event(topic="nannyd", msg=exit_)
-                if exit_.get("result") == "memory":  # as Dask's nanny has it
-                    event = {"worker": exit_["worker"], "pid": exit_["pid"], "rss": exit_["memory"]}
-                    await self._worker.scheduler.log_event(topic="worker-restart-memory", msg=event)
+            await log_exits(self._worker.scheduler, exits)
         except OSError:
             logger.info("Lost the scheduler before it was told how workers ended")
         else:

@@ -11,6 +11,7 @@ from harness import Host
 from nannyd.supervisor import library
 
 from .lab import VERSIONS, Cluster, Zygote
+from .nanny_peer import Nanny
 from .peer import Supervisor
 
 if TYPE_CHECKING:
@@ -77,6 +78,14 @@ def security(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def parts(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return a directory that holds nothing but what the supervisor gives its workers of nannyd."""
     return str(library.install(tmp_path_factory.mktemp("only nannyd's"), dask=True))
+
+
+@pytest.fixture
+def nanny(cluster: Cluster, parts: str, tmp_path: Path) -> Iterator[Nanny]:
+    """Return an agent whose supervisor is the test."""
+    nanny = Nanny(cluster, parts, tmp_path)
+    yield nanny
+    nanny.close()
 
 
 @pytest.fixture

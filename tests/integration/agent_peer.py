@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -29,6 +31,11 @@ FACTS: dict[str, Any] = {
 }
 
 
+_PLACES = (wire.CHANNEL_FD, wire.SOCKETS_FD)
+_WITH: dict[str, list[str]] = {"error": ["error"], "deprecated": ["message"], "busy": [], "idle": []}
+"""What goes with each word that it says."""
+
+
 class AgentError(Exception):
     """A request was answered with an error."""
 
@@ -51,8 +58,10 @@ class Agent:
         """Start it; nothing is specified yet."""
         self._channel, theirs = socket.socketpair()
         self._channel.settimeout(PATIENCE)
+        self._sockets, their_sockets = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._output = tmp_path / "output"
-        with theirs, self._output.open("wb") as output:
+        with theirs, their_sockets, self._output.open("wb") as output:
+            inside = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (theirs, their_sockets)]
             self.process = subprocess.Popen(
                 agent_argv(python, directory, "w1"),
                 cwd=WORKERS,
@@ -60,9 +69,11 @@ class Agent:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                pass_fds=[wire.CHANNEL_FD],
-                preexec_fn=lambda: os.dup2(theirs.fileno(), wire.CHANNEL_FD),
+                pass_fds=[wire.CHANNEL_FD, wire.SOCKETS_FD],
+                preexec_fn=lambda: [os.dup2(*pair) for pair in zip(inside, _PLACES, strict=True)] and None,
             )
+            for end in inside:
+                os.close(end)
         self._buffer = b""
         self._number = 0
         self._answers: dict[int, dict[str, Any]] = {}
@@ -143,6 +154,10 @@ class Agent:
         always = {"MainThread", "end of channel", "call plugins:threads"}
         return sorted(set(self.call("plugins:threads")) - always)
 
+    def give(self, listening: socket.socket) -> None:
+        """Hand it a listening socket."""
+        socket.send_fds(self._sockets, [b"nanny"], [listening.fileno()])
+
     def tell(self, what: str, **info: Any) -> None:
         """Tell of the worker."""
         self.send({"tell": what, "info": info})
@@ -165,6 +180,12 @@ class Agent:
         while not condition():
             self._read()
 
+    def until_readable(self, end: socket.socket) -> None:
+        """Read until there is something to read at *end*."""
+        while end not in (ready := select.select([self._channel, end], [], [])[0]):
+            assert ready
+            self._read()
+
     def children(self) -> list[int]:
         """Return the processes it has forked."""
         return children_of(self.pid)
@@ -172,11 +193,13 @@ class Agent:
     def hang_up(self) -> int:
         """Close the channel and return the exit status."""
         self._channel.close()
+        self._sockets.close()
         return self.process.wait(PATIENCE)
 
     def close(self) -> None:
         """End it, whatever it does."""
         self._channel.close()
+        self._sockets.close()
         self.process.kill()
         self.process.wait()
 
@@ -202,5 +225,5 @@ class Agent:
             else:
                 self.send({"answer": message["ask"], **response})
         else:
-            assert set(message) == {"say", {"error": "error", "deprecated": "message"}[message["say"]]}
+            assert set(message) == {"say", *_WITH[message["say"]]}
             self.said.append(message)
