@@ -37,6 +37,7 @@ class Then(enum.StrEnum):
 _CAUSES = {
     "scheduler-close": Cause.SCHEDULER_CLOSE,
     "scheduler-close-worker": Cause.RETIRE,
+    "scheduler-remove-worker": Cause.CONNECTION_LOST,
     "worker-handle-scheduler-connection-broken": Cause.CONNECTION_LOST,
     "worker-heartbeat-missing": Cause.CONNECTION_LOST,
     "worker-heartbeat-error": Cause.CONNECTION_LOST,

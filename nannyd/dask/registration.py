@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("distributed.nanny")
 
-_PATIENCE = 5.0
+_PATIENCE = 1.0
 """Seconds of the first attempt to connect.  distributed waits longer and longer within one attempt."""
 
 

@@ -47,8 +47,14 @@ def make_subject(worker_class: Any) -> Any:
             if self.nannyd_end is not None:
                 return await super().close(**self.nannyd_end)
             if self.status.name not in ("init", "closing", "closed", "failed", "undefined"):
-                tell(closing=str(kwargs.get("reason", "worker-close")))
+                tell(closing=self._nannyd_reason(kwargs.get("reason", "worker-close")))
             return await super().close(*args, **{**kwargs, "nanny": False})
+
+        def _nannyd_reason(self, reason: str) -> str:
+            """Return *reason*, but one for each cause: one that retires is also said to be removed."""
+            if reason == "scheduler-remove-worker" and self.status.name == "closing_gracefully":
+                return "scheduler-close-worker"
+            return reason
 
         async def _register_with_scheduler(self) -> None:
             """Wait while the name is that of another worker: one that died, as the scheduler will see."""

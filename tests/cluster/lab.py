@@ -64,7 +64,10 @@ class Process:
     def receive(self) -> bytes:
         """Return what it says next."""
         self._line.settimeout(PATIENCE * 4)
-        data = self._line.recv(1 << 20)
+        try:
+            data = self._line.recv(1 << 20)
+        except ConnectionResetError:  # it had not read everything
+            data = b""
         assert data, f"it has ended:\n{self.log.read_text()}"
         return data
 

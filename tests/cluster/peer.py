@@ -30,7 +30,7 @@ class Supervisor:
         self._base = base
         self._lives: list[Life] = []
 
-    def start(self, *, environ: dict[str, str] | None = None, **changes: Any) -> Life:
+    def start(self, **changes: Any) -> Life:
         """Start a life; *changes* are keyword arguments of the worker, `life` and `options` in part."""
         life = {
             "nanny": self.nanny,
@@ -56,9 +56,7 @@ class Supervisor:
         assert not changes.keys() - kwargs.keys() - {"pickled", "stop_timeout"}
         scratch = self._base / f"worker-{len(self._lives)}"
         scratch.mkdir()
-        running = Running.launch(
-            self._directory, self._base, python=self.cluster.python, target=TARGET, **(environ or {})
-        )
+        running = Running.launch(self._directory, self._base, python=self.cluster.python, target=TARGET)
         stop_timeout = changes.pop("stop_timeout", 5.0)
         running.specify(
             target=TARGET,

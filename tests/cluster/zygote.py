@@ -83,7 +83,7 @@ def _converse(line: socket.socket, wish: dict[str, Any]) -> None:
     # Of __main__, because cloudpickle sends the functions of that module whole.
     names: dict[str, Any] = {"__name__": "__main__", "distributed": distributed, "dask": dask}
     security = distributed.Security(**wish["security"])
-    with distributed.Client(wish["address"], security=security, set_as_default=False, timeout=30) as client:
+    with distributed.Client(wish["address"], security=security, timeout=30) as client:
         names["client"] = client
         file = line.makefile("rwb")
         for request in file:
