@@ -219,7 +219,6 @@ class Dask:
             for name, digest in wanted.items():
                 if self._known.get(name) != digest:
                     await self._add(name, digest)
-            self._sweep()
         new = [name for name, digest in wanted.items() if told.get(name) != digest]
         if not new or supervisor.life is not life:
             return
@@ -236,10 +235,10 @@ class Dask:
             say(notices.PLUGIN_FAILED, **told(failed.failure))
         except (AgentFailedError, SpawnError) as failed:
             say(notices.PLUGIN_FAILED, where=f"plugin {name}", error=str(failed), detail="")
-        self._known[name] = digest  # Dask goes on without one that fails
+        self._know(name, digest)  # Dask goes on without one that fails
 
     async def _remove(self, name: str) -> None:
-        self._known.pop(name, None)
+        self._know(name, None)
         try:
             await self._agent.plugin_remove(name)
         except CodeFailedError as failed:
@@ -249,29 +248,36 @@ class Dask:
 
     def plugin_added(self, name: str, digest: str, *, failed: bool) -> None:
         """Keep a plugin that came to the agent over Dask's own server."""
-        self._known[name] = digest
         if not failed:
             self._agent.keep(Plugin(name, PLUGIN, {"path": str(self._file(digest))}))
-        self._sweep()
+        self._know(name, digest)
 
     def plugin_removed(self, name: str) -> None:
         """Forget a plugin that was taken down in the agent."""
-        if self._known.pop(name, None) is not None:
+        if name in self._known:
+            self._know(name, None)
             self._agent.forget(name)
-        self._sweep()
 
     def _file(self, digest: str) -> Path | None:
         directory = self._supervisor.local_directory
         return None if directory is None else directory / f"plugin-{digest}"
 
+    def _know(self, name: str, digest: str | None) -> None:
+        """Note that plugin *name* has *digest* now, or is no more; a file that is no plugin's goes."""
+        old = self._known.pop(name, None)
+        if digest is not None:
+            self._known[name] = digest
+        path = None if old is None or old in self._known.values() else self._file(old)
+        if path is not None:
+            with suppress(OSError):  # it is swept at the end
+                path.unlink()
+
     def _sweep(self) -> None:
-        """Remove the files of plugins that are known no more."""
+        """Remove the files of all plugins."""
         directory = self._supervisor.local_directory
-        kept = {self._file(digest) for digest in self._known.values()}
         for path in directory.glob("plugin-*") if directory is not None else ():
-            if path not in kept:
-                with suppress(OSError):  # it is swept again
-                    path.unlink()
+            with suppress(OSError):
+                path.unlink()
 
     # --- Its end ----------------------------------------------------------------------------------
 
@@ -283,7 +289,6 @@ class Dask:
     def close(self) -> None:
         """Let go of the socket."""
         self._door.close()
-        self._known.clear()
         self._sweep()
 
 
