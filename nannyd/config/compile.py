@@ -18,7 +18,7 @@ from nannyd.config import layers as sources
 from nannyd.config import tree as trees
 from nannyd.config.cluster import TARGET, Cluster
 from nannyd.config.credentials import Credentials
-from nannyd.config.daskfiles import Owner, Theirs
+from nannyd.config.daskfiles import Theirs
 from nannyd.config.machine import Machine, read_machine
 from nannyd.config.texts import Credential
 from nannyd.config.tree import problem_at
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from nannyd.config.owner import Owner
     from nannyd.config.settings import Settings
     from nannyd.config.tree import Tree
 
@@ -96,7 +97,7 @@ class Surroundings:
     origins: Mapping[str, str] = field(default_factory=dict)
     """Where variables of `environ` come from, as far as that is known."""
     owner: Owner | None = None
-    """Who the instance runs as, if that is another than who asks."""
+    """Who the instance runs as; None: as we do."""
 
 
 @dataclass(frozen=True, slots=True)

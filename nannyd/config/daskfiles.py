@@ -25,6 +25,7 @@ from nannyd.core.errors import Problem
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from nannyd.config.owner import Owner
     from nannyd.config.tree import Tree
 
 TIMEOUT = 30.0
@@ -34,15 +35,6 @@ _SCRIPT = Path(__file__).parent.parent / "dask" / "files.py"
 _TABLES = ("environ", "pre-spawn-environ", "env")
 _OUR_WARN = 0.8
 _OUR_TERMINATE = 0.95
-
-
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """The user that an instance runs as."""
-
-    uid: int
-    gid: int
-    home: str
 
 
 @dataclass(slots=True)
@@ -64,6 +56,10 @@ def read(tree: Tree, environ: Mapping[str, str], owner: Owner | None) -> Theirs:
     python = sys.executable if leaf is None or leaf.value == "none" else leaf.value
     if not isinstance(python, str) or not os.path.isabs(python):  # noqa: PTH117 - and that is said elsewhere
         return Theirs(is_whole=False)
+    if owner is not None and not owner.can_be:
+        # Nobody runs what another user may have written, merely by asking.
+        note = f"Dask's own configuration is not known: {python} is run by its user and by root only"
+        return Theirs(notes=[note], is_whole=False)
     directory = find(tree, ("worker", "working-directory"))
     try:
         said = _run(python, _environ(tree, environ, owner), directory and directory.value, owner)
@@ -113,11 +109,8 @@ def _environ(tree: Tree, environ: Mapping[str, str], owner: Owner | None) -> dic
 
 
 def _run(python: str, environ: dict[str, str], directory: Any, owner: Owner | None) -> dict[str, Any]:
-    """Return what the script says.  Its output goes to files: whoever else has them open holds nobody up."""
+    """Return what the script says.  Its output goes to files: who else has them open, holds nobody up."""
     known = isinstance(directory, str) and Path(directory).is_dir()
-    other_user: dict[str, Any] = {}
-    if owner is not None and os.geteuid() == 0:
-        other_user = {"user": owner.uid, "group": owner.gid, "extra_groups": []}
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         done = subprocess.run(
             [python, "-c", _SCRIPT.read_text()],
@@ -128,7 +121,8 @@ def _run(python: str, environ: dict[str, str], directory: Any, owner: Owner | No
             cwd=directory if known else None if owner is None else "/",
             timeout=TIMEOUT,
             check=False,
-            **other_user,
+            start_new_session=True,  # nor has it our terminal
+            **({} if owner is None else owner.process_options()),
         )
         output.seek(0)
         errors.seek(0)

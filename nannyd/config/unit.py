@@ -23,6 +23,7 @@ from nannyd.config import envfile
 from nannyd.config.compile import Request, Source, Surroundings
 from nannyd.config.layers import CONFIG_DIR
 from nannyd.config.machine import Machine, read_machine
+from nannyd.config.owner import owner_named, owner_of_process
 from nannyd.core.memory import Bound
 from nannyd.core.paths import SYSTEMD_IS_HERE
 from nannyd.core.units import name_problem
@@ -50,6 +51,8 @@ _SERVICE_PROPERTIES = (
     "EnvironmentFiles",
     "PassEnvironment",
     "UnsetEnvironment",
+    "User",
+    "Group",
 )
 
 Properties = dict[str, Any]
@@ -95,7 +98,10 @@ def in_unit(request: Request) -> tuple[Request, Surroundings] | None:
         environ, arguments, machine = running
     source = Source.UNIT if running is None else Source.PROCESS
     origins = origins_of(environ, layers)
-    around = Surroundings(environ, machine, source, unit.name, tuple(notes.lines), origins)
+    owner = owner_of_process(pid) if running is not None else None
+    if owner is None and unit.scope == "--system":
+        owner = owner_named(unit.properties["User"], unit.properties["Group"])
+    around = Surroundings(environ, machine, source, unit.name, tuple(notes.lines), origins, owner)
     return add_arguments(request, arguments), around
 
 

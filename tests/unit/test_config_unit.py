@@ -140,6 +140,8 @@ PROPERTIES: unit.Properties = {
     "CPUQuotaPerSecUSec": 500_000,
     "PassEnvironment": [],
     "UnsetEnvironment": ["GONE"],
+    "User": "root",
+    "Group": "",
     "Environment": ["A=unit", "B=unit", "GONE=x"],
     "EnvironmentFiles": [],
     "ExecStart": [["/usr/bin/nannyd", ["/usr/bin/nannyd", "run", "w", "$MORE"], False, 0, 0, 0, 0, 0, 0, 0]],
