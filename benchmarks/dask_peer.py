@@ -1,11 +1,12 @@
 """A scheduler, a Nanny or a client in a process of its own, with as little beside it as possible.
 
-    python dask_peer.py scheduler ADDRESS-FILE FIFO
+    python dask_peer.py scheduler ADDRESS-FILE FIFO HOST
     python dask_peer.py nanny ADDRESS MEMORY-LIMIT PRELOAD [FIRST]
     python dask_peer.py client ADDRESS
 
-The scheduler writes "0 NANOSECONDS" of CLOCK_MONOTONIC into FIFO when a worker has registered.  With FIRST
-the Nanny starts its processes through that program (`first.c`) instead of Python itself.
+The scheduler writes "NAME NANOSECONDS" of CLOCK_MONOTONIC into FIFO when a worker has registered; NAME is 0
+for one whose name is no number.  With FIRST the Nanny starts its processes through that program (`first.c`)
+instead of Python itself.
 
 The client reads what to do from standard input, a word a line, and answers each with a line of JSON:
 `restart` all workers (the seconds it took), `hang` the event loop of one, `start` a process in a task (its
@@ -26,19 +27,20 @@ from typing import Any
 distributed: Any = importlib.import_module("distributed")  # untyped
 
 
-async def scheduler(address_file: str, fifo: str) -> None:
+async def scheduler(address_file: str, fifo: str, host: str) -> None:
     """Run a scheduler for ever."""
     base: Any = distributed.SchedulerPlugin
 
     class Registered(base):  # type: ignore[misc]
         """Tells of every worker."""
 
-        def add_worker(self, scheduler: object, worker: str) -> None:
+        def add_worker(self, scheduler: Any, worker: str) -> None:
             """Tell."""
+            name = str(scheduler.workers[worker].name)
             with Path(fifo).open("w") as file:
-                file.write(f"0 {time.monotonic_ns()}\n")
+                file.write(f"{name if name.isdigit() else 0} {time.monotonic_ns()}\n")
 
-    async with distributed.Scheduler(host="127.0.0.1", port=0, dashboard_address=None) as running:
+    async with distributed.Scheduler(host=host, port=0, dashboard_address=None) as running:
         running.add_plugin(Registered())
         Path(address_file).write_text(running.address)  # noqa: ASYNC240 - once
         await running.finished()

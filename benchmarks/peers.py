@@ -34,6 +34,8 @@ class Peer:
     def __init__(self, directory: Path, environ: Mapping[str, str] | None = None) -> None:
         """Prepare to run in *directory*, with *environ* added to the environment."""
         self.directory = directory
+        self.within: Sequence[str] = ()
+        """What its command line is put after: a program that executes it elsewhere."""
         self._environ = dict(environ or {})
         self._process: subprocess.Popen[bytes] | None = None
         self._log = directory / "log"
@@ -48,7 +50,7 @@ class Peer:
 
     def __enter__(self) -> Self:
         self.directory.mkdir(parents=True)
-        command = self.command()
+        command = [*self.within, *self.command()]
         # Scratch and runtime files of all of them stay in here.
         own = {"TMPDIR": str(self.directory), "RUNTIME_DIRECTORY": str(self.directory / "run")}
         with self._log.open("wb") as log:
@@ -90,6 +92,14 @@ class Peer:
             raise BenchmarkError(f"{self.name} ended with {self._process.returncode}")
         return self._process.pid
 
+    def ended(self, timeout: float) -> int | None:
+        """Wait until it ends by itself; return its exit status, or None where it does not."""
+        assert self._process is not None, "enter it first"
+        try:
+            return self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return None
+
     def own(self) -> list[int]:
         """Return the processes that are there to supervise: not the worker."""
         return [self.pid]
@@ -109,10 +119,11 @@ class Nannyd(Peer):
     uptime = 0.1
 
     def __init__(
-        self, directory: Path, command: Sequence[str | Path], settings: Mapping[str, str] | None = None
-    ) -> None:
+        self, directory: Path, command: Sequence[str | Path], settings: Mapping[str, str] | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
         """Supervise *command*; without *settings* memory is not limited."""
-        super().__init__(directory)
+        super().__init__(directory, environ)
         self._worker = list(command)
         self.settings = {
             "memory.limit": "none",
@@ -200,9 +211,13 @@ class Scheduler(Peer):
 
     name = "scheduler"
 
-    def __init__(self, directory: Path, registered: Births, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, directory: Path, registered: Births, environ: Mapping[str, str] | None = None,
+        host: str = "127.0.0.1",
+    ) -> None:  # fmt: skip
         """Tell *registered*."""
         super().__init__(directory, environ)
+        self._host = host
         self._registered = registered
 
     def command(self) -> Sequence[str | Path]:
@@ -214,6 +229,7 @@ class Scheduler(Peer):
             "scheduler",
             self._file,
             self._registered.path,
+            self._host,
         ]
 
     @property

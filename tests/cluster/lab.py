@@ -96,10 +96,10 @@ class Process:
 class Zygote:
     """Forks schedulers and clients of one version."""
 
-    def __init__(self, version: str) -> None:
-        """Import distributed there."""
+    def __init__(self, version: str, python: str = "") -> None:
+        """Import distributed; *python* has it where there is no need to look for one."""
         self.version = version
-        self.python = interpreter(version)
+        self.python = python or interpreter(version)
         self._wishes, theirs = socket.socketpair()
         with theirs:
             program = str(Path(__file__).with_name("zygote.py"))
