@@ -77,6 +77,12 @@ class Table:
         values = self._get(key, list, "a list", None)
         return [Table(value, f"{self._where}.{key}[{index}]") for index, value in enumerate(values)]
 
+    def texts(self, key: str) -> list[str]:
+        """Return a list of strings."""
+        values = self._get(key, list, "a list", None)
+        table = Table({str(index): value for index, value in enumerate(values)}, f"{self._where}.{key}")
+        return [table.text(index) for index in table.values]
+
     def counts(self, key: str) -> dict[str, int]:
         """Return an object whose values are integers."""
         table = self.table(key)
@@ -134,6 +140,15 @@ class Process:
 
 
 @dataclass(frozen=True, slots=True)
+class Dask:
+    """The type Dask: where a Dask worker belongs."""
+
+    scheduler: str | None
+    nanny: str | None
+    plugins: list[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """The type Event: one record.  *at* is in seconds since the epoch."""
 
@@ -176,6 +191,7 @@ class Status:
     memory: Memory
     last_exit: Exit | None
     log_level: int | None
+    dask: Dask | None
 
 
 def status(reply: dict[str, Any]) -> Status:
@@ -202,7 +218,12 @@ def status(reply: dict[str, Any]) -> Status:
         memory=_memory(table.table("memory")),
         last_exit=None if last_exit is None else exit_of(last_exit),
         log_level=table.whole("logLevel"),
+        dask=None if (dask := table.table_or_none("dask")) is None else _dask(dask),
     )
+
+
+def _dask(table: Table) -> Dask:
+    return Dask(table.word("scheduler"), table.word("nanny"), table.texts("plugins"))
 
 
 def _process(table: Table) -> Process:

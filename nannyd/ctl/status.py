@@ -202,6 +202,8 @@ def _of_status(report: Report, found: Status, command: Command) -> list[str]:
     )
     if found.worker is not None:
         lines += _worker(found, now)
+    if found.dask is not None:
+        lines += _dask(found.dask)
     if found.next_start_at is not None:
         lines += labelled("Next start", render.since(found.next_start_at, now))
     lines += labelled("Restarts", _restarts(found))
@@ -243,6 +245,13 @@ def _worker(found: Status, now: float) -> list[str]:
     ):
         texts += [f"{label} {clean(value)}"] if value else []
     return labelled("Worker", *texts)
+
+
+def _dask(dask: replies.Dask) -> list[str]:
+    texts = [f"scheduler {clean(dask.scheduler) if dask.scheduler else 'not found yet'}"]
+    texts += [f"nanny {clean(dask.nanny)}"] if dask.nanny else []
+    texts += [f"plugins {', '.join(map(clean, dask.plugins))}"] if dask.plugins else []
+    return labelled("Dask", *texts)
 
 
 def _restarts(found: Status) -> str:

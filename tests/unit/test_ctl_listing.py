@@ -204,6 +204,28 @@ Nov 23 05:14:19 worker 834 is ready
     )
 
 
+@pytest.mark.parametrize(
+    ("dask", "lines"),
+    [
+        (None, []),
+        ({"scheduler": None, "nanny": None, "plugins": []}, ["      Dask: scheduler not found yet"]),
+        (
+            {"scheduler": "tcp://s:1", "nanny": "tcp://n:2", "plugins": ["a", "b\n"]},
+            [
+                "      Dask: scheduler tcp://s:1",
+                "            nanny tcp://n:2",
+                "            plugins a, b\\n",
+            ],
+        ),
+    ],
+)
+def test_status_tells_of_the_cluster(dask: dict[str, object] | None, lines: list[str]) -> None:
+    text = status.text(status.Report(samples.running(dask=dask)), command()).splitlines()
+    first = next((index for index, line in enumerate(text) if "Dask:" in line), 0)
+    assert text[first : first + len(lines)] == lines
+    assert bool(first) == (dask is not None)
+
+
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_status_keeps_within_the_terminal(width: int) -> None:
     style = Style(terminal=True, utf8=True, width=width)
