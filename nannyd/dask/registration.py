@@ -2,6 +2,10 @@
 
 Registration is two messages.  Between them the scheduler tells nobody of a new plugin, so that none is
 missed; the second one must not be late.  If this process dies instead, its connection ends, which counts.
+
+The scheduler's answer may be long in coming: there is none while any nanny anywhere sets up a new plugin,
+such as one that has wanted the worker restarted, so that this life is what the scheduler waits for.  A nanny
+that was registered before does not wait.
 """
 
 from __future__ import annotations
@@ -53,10 +57,19 @@ class NannyPlugins:
 class Registration:
     """A nanny's connection to the scheduler while its worker starts."""
 
-    def __init__(self, comm: Any, plugins: NannyPlugins) -> None:
-        """Take over the connection, on which the scheduler has said what *plugins* it has."""
+    def __init__(self, comm: Any, answer: asyncio.Task[Any]) -> None:
+        """Take over the connection, on which the scheduler says in its *answer* what plugins it has."""
         self._comm = comm
-        self.plugins = plugins
+        self._answer = answer
+
+    @property
+    def is_answered(self) -> bool:
+        """Say whether the scheduler has answered."""
+        return self._answer.done()
+
+    async def plugins(self) -> NannyPlugins:
+        """Return what the scheduler has, when it says so.  Raises OSError if it is gone before."""
+        return NannyPlugins(dict((await self._answer)["nanny-plugins"]))
 
     async def close(self, *, started: bool) -> None:
         """Send the second message, and hang up.  Does nothing the second time."""
@@ -67,15 +80,20 @@ class Registration:
         await self._comm.close()
 
 
-async def register(scheduler: str, security: Any, nanny: str, dead: str | None) -> Registration:
-    """Register *nanny* as soon as the scheduler is to be reached; it is to forget the worker *dead*."""
+async def register(
+    scheduler: str, security: Any, nanny: str, dead: str | None, patience: float | None
+) -> Registration:
+    """Register *nanny* as soon as the scheduler is to be reached; it is to forget the worker *dead*.
+
+    Wait for its answer for *patience* seconds; None: for as long as it takes.
+    """
     import dask
     from dask.utils import parse_timedelta
 
     limit = parse_timedelta(dask.config.get("distributed.comm.timeouts.connect"), default="seconds")
     timeout = min(_PATIENCE, limit)
     while True:
-        registration = await _attempt(scheduler, security, nanny, dead, timeout)
+        registration = await _attempt(scheduler, security, nanny, dead, timeout, patience)
         if registration is not None:
             return registration
         logger.info("Waiting to connect to: %26s", scheduler)
@@ -84,7 +102,7 @@ async def register(scheduler: str, security: Any, nanny: str, dead: str | None) 
 
 
 async def _attempt(
-    scheduler: str, security: Any, nanny: str, dead: str | None, timeout: float
+    scheduler: str, security: Any, nanny: str, dead: str | None, timeout: float, patience: float | None
 ) -> Registration | None:
     from distributed.comm.core import FatalCommClosedError, connect
 
@@ -97,9 +115,12 @@ async def _attempt(
             await comm.write(message)
             await comm.read()
         await comm.write({"op": "register_nanny", "address": nanny})
-        answer = await comm.read()
+        answer = asyncio.get_running_loop().create_task(comm.read())
+        await asyncio.wait({answer}, timeout=patience)
+        if answer.done():
+            answer.result()
     except FatalCommClosedError:  # certificates; another attempt would end in the same way
         raise
     except (OSError, asyncio.TimeoutError):
         return None
-    return Registration(comm, NannyPlugins(dict(answer["nanny-plugins"])))
+    return Registration(comm, answer)

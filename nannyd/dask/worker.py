@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("distributed.nanny")
 
+_PATIENCE = 0.25
+"""Seconds for which a nanny that was registered before waits for the scheduler's answer with its worker."""
+
 
 class DaskWorker:
     """Has the form of `nannyd.worker.Worker`.  The keyword arguments are made by nannyd's launcher."""
@@ -68,6 +71,7 @@ class DaskWorker:
         }  # fmt: skip
         self._worker: Any = None
         self._registration: Registration | None = None
+        self._agreeing: asyncio.Task[None] | None = None
         self._started = False
 
     @property
@@ -85,7 +89,7 @@ class DaskWorker:
         began = time.monotonic()
         try:
             scheduler, nanny = await asyncio.wait_for(self._introduce(), self._death_timeout)
-            if self._registration is not None:
+            if self._registration is not None and self._registration.is_answered:
                 await self._agree_on_plugins(self._registration)
             options = {"nanny": nanny, "security": self._security, "death_timeout": self._left(began)}
             self._worker = self._class(scheduler, **options, **self._options)
@@ -95,8 +99,7 @@ class DaskWorker:
             tell(closing="death-timeout")
             raise
         finally:
-            if self._registration is not None:
-                await self._registration.close(started=self._started)
+            await self._conclude()
         await self._publish()
 
     async def finished(self) -> None:
@@ -127,22 +130,44 @@ class DaskWorker:
         from nannyd.dask.port import open_port
         from nannyd.dask.registration import register
 
+        patience = None
         if nanny is None:
             listening, nanny = open_port(self._where, scheduler, self._security)
             with listening:
                 hand_over(listening, nanny=nanny, scheduler=scheduler)
         else:
             tell(scheduler=scheduler)
-        self._registration = await register(scheduler, self._security, nanny, self._life["unregister"])
+            patience = _PATIENCE
+        self._registration = await register(
+            scheduler, self._security, nanny, self._life["unregister"], patience
+        )
         logger.info("        Start Nanny at: %r", nanny)
         return scheduler, nanny
+
+    async def _conclude(self) -> None:
+        """Tell the scheduler how the start went, once it has answered."""
+        registration = self._registration
+        if registration is None:
+            return
+        if self._started and not registration.is_answered:
+            self._agreeing = asyncio.get_running_loop().create_task(self._agree_late(registration))
+        else:
+            await registration.close(started=self._started)
+
+    async def _agree_late(self, registration: Registration) -> None:
+        """Tell of plugins that are not known; for new ones, the supervisor replaces this process."""
+        with contextlib.suppress(OSError):  # the worker will notice, too
+            plugins = await registration.plugins()
+            if plugins.differ(self._life["known"]):
+                tell(plugins=plugins.store(Path(self._life["directory"])))
+        await registration.close(started=True)
 
     async def _agree_on_plugins(self, registration: Registration) -> None:
         """Return if the scheduler has no plugin for the nanny that is not known there.
 
         Otherwise the supervisor has the agent set it up, and then replaces this process.
         """
-        plugins, known = registration.plugins, self._life["known"]
+        plugins, known = await registration.plugins(), self._life["known"]
         if not plugins.differ(known):
             return
         tell(plugins=plugins.store(Path(self._life["directory"])))
