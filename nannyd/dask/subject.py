@@ -34,7 +34,7 @@ def find_worker_class(name: str | None) -> Any:
 def make_subject(worker_class: Any) -> Any:
     """Return a class that is *worker_class* to whoever looks, and does what this module says."""
 
-    class Subject(worker_class):  # type: ignore[misc]
+    class Subject(make_patient(worker_class)):  # type: ignore[misc]
         nannyd_end: dict[str, Any] | None = None
         """Arguments of the end that nannyd has asked for."""
         nannyd_drain: asyncio.Task[None] | None = None
@@ -56,6 +56,13 @@ def make_subject(worker_class: Any) -> Any:
                 return "scheduler-close-worker"
             return reason
 
+    return _disguised(Subject, worker_class)
+
+
+def make_patient(worker_class: Any) -> Any:
+    """Return a class that is *worker_class* to whoever looks, and waits until its name is free."""
+
+    class Patient(worker_class):  # type: ignore[misc]
         async def _register_with_scheduler(self) -> None:
             """Wait while the name is that of another worker: one that died, as the scheduler will see."""
             loop = asyncio.get_running_loop()
@@ -73,6 +80,10 @@ def make_subject(worker_class: Any) -> Any:
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, 1.0)
 
+    return _disguised(Patient, worker_class)
+
+
+def _disguised(derived: Any, worker_class: Any) -> Any:
     for attribute in ("__name__", "__qualname__", "__module__", "__doc__"):
-        setattr(Subject, attribute, getattr(worker_class, attribute))
-    return Subject
+        setattr(derived, attribute, getattr(worker_class, attribute))
+    return derived

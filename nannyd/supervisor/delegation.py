@@ -77,6 +77,10 @@ class Delegation:
         mount = next(Path(mount.point) for mount in mounts if directory.is_relative_to(mount.point))
         return cls(directory, path if directory is own else os.path.dirname(path) or "/", mount), ""  # noqa: PTH120
 
+    def is_ours_alone(self) -> bool:
+        """Say whether no other process lives where this one does, so that nobody else may use it."""
+        return (self._directory / SUPERVISOR / "cgroup.procs").read_text().split() == [str(os.getpid())]
+
     def leaf(self, number: int) -> Leaf:
         """Return a fresh leaf, `worker-NUMBER` or with the next number that is free.  Raises OSError."""
         return self._fresh("worker", number)

@@ -11,6 +11,7 @@ import gc
 import os
 import signal
 import socket
+import stat
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -192,8 +193,8 @@ class Life:
                 environ["MEMORY_PRESSURE_WATCH"] = leaf.memory_pressure
             else:
                 environ.pop("MEMORY_PRESSURE_WRITE", None)
-        if output not in (1, 2):
-            status = os.fstat(output)
+        status = os.fstat(output)
+        if output not in (1, 2) and stat.S_ISSOCK(status.st_mode):
             environ["JOURNAL_STREAM"] = f"{status.st_dev}:{status.st_ino}"
         if self.plan.worker.watchdog is not None:
             environ["WATCHDOG_USEC"] = str(int(self.plan.worker.watchdog * 1e6))

@@ -102,7 +102,7 @@ def _children_by_table(pid: int) -> list[int]:
     return []
 
 
-class _Processes:
+class Processes:
     """Processes that can be found, and told from others; how to signal them without hitting others."""
 
     def pids(self) -> list[int]:
@@ -155,7 +155,7 @@ class _Processes:
             os.close(pidfd)
 
 
-class Tree(_Processes):
+class Tree(Processes):
     """All descendants of this process but its *helpers* and theirs.  A `group.Group`."""
 
     path = None
@@ -173,7 +173,7 @@ class Tree(_Processes):
 
     def pids(self) -> list[int]:
         """Return the processes of the tree, zombies too."""
-        return _with_descendants(self._own())
+        return with_descendants(self._own())
 
     def contains(self, pid: int) -> bool | None:
         """Say whether *pid* descends from this process; None: it is gone."""
@@ -181,7 +181,7 @@ class Tree(_Processes):
         while pid != top:
             if pid in helpers or pid <= 1:
                 return False
-            parent = _status(pid).get("PPid")
+            parent = status_of(pid).get("PPid")
             if parent is None:
                 return None
             pid = int(parent)
@@ -194,7 +194,7 @@ class Tree(_Processes):
         """Say whether nobody but zombies is left."""
         while True:
             own = self._own()
-            if any(map(_lives, own)):
+            if any(map(lives, own)):
                 return False
             # Who died after the list was read had children, perhaps, which are ours now.
             if self._own() == own:
@@ -213,9 +213,7 @@ class Tree(_Processes):
 
     def evidence(self, status: WaitStatus) -> Evidence:
         """Return how the worker ended; of OOM kills only that somebody on this host met one."""
-        now = host_oom_kills()
-        struck = now is None or self._oom_kills is None or now > self._oom_kills
-        return Evidence(status, counted=False, host_oom_kills=struck)
+        return uncounted(status, self._oom_kills)
 
     def memory_peak(self) -> None:
         """Nobody counts it for a tree."""
@@ -229,7 +227,7 @@ class Tree(_Processes):
         return [pid for pid in children(os.getpid()) if pid not in helpers]
 
 
-class Session(_Processes):
+class Session(Processes):
     """The processes of a command that is no worker's: of its session, with its *mark* in their environment,
     or descended from such.
 
@@ -254,11 +252,11 @@ class Session(_Processes):
 
     def pids(self) -> list[int]:
         """Return who is there, zombies too."""
-        return [pid for pid in _with_descendants(children(os.getpid())) if self.contains(pid)]
+        return [pid for pid in with_descendants(children(os.getpid())) if self.contains(pid)]
 
     def contains(self, pid: int) -> bool:
         """Say whether *pid* belongs to the command."""
-        born = _born(pid)
+        born = born_at(pid)
         if born and self._known.get(pid) == born:
             return True
         ancestor, top = pid, os.getpid()
@@ -266,7 +264,7 @@ class Session(_Processes):
             if self._is_marked(ancestor):
                 self._known[pid] = born
                 return True
-            ancestor = int(_status(ancestor).get("PPid", "0"))
+            ancestor = int(status_of(ancestor).get("PPid", "0"))
         return False
 
     def _is_marked(self, pid: int) -> bool:
@@ -279,7 +277,7 @@ class Session(_Processes):
     def is_empty(self) -> bool:
         """Say whether nobody but zombies is left, or it is too late for more."""
         late = self._until is not None and self._loop.time() > self._until
-        return late or not any(map(_lives, self.pids()))
+        return late or not any(map(lives, self.pids()))
 
     def watch_empty(self, callback: Callable[[], None]) -> None:
         """Kill until nobody is left, then call *callback*; now if nobody is.
@@ -300,7 +298,14 @@ class Session(_Processes):
             self._timer = None
 
 
-def _with_descendants(pids: list[int]) -> list[int]:
+def uncounted(status: WaitStatus, oom_kills: int | None) -> Evidence:
+    """Return the evidence about a worker without a leaf; *oom_kills* is how many the host had met before."""
+    now = host_oom_kills()
+    return Evidence(status, counted=False, host_oom_kills=now is None or oom_kills is None or now > oom_kills)
+
+
+def with_descendants(pids: list[int]) -> list[int]:
+    """Return *pids* and whoever descends from them."""
     found = todo = pids
     while todo:
         todo = [child for pid in todo for child in children(pid)]
@@ -308,7 +313,7 @@ def _with_descendants(pids: list[int]) -> list[int]:
     return list(dict.fromkeys(found))  # one that changed its parent meanwhile was met twice
 
 
-def _born(pid: int) -> str:
+def born_at(pid: int) -> str:
     """Return when *pid* was started, in the kernel's words; nothing: it is gone."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
@@ -317,13 +322,15 @@ def _born(pid: int) -> str:
         return ""
 
 
-def _lives(pid: int) -> bool:
-    status = _status(pid)
+def lives(pid: int) -> bool:
+    """Say whether process *pid* is there, and no zombie."""
+    status = status_of(pid)
     # The first thread may have ended before the others: then it is a zombie, but the process is not.
     return bool(status) and (status["State"][0] not in "ZX" or int(status["Threads"]) > 1)
 
 
-def _status(pid: int) -> dict[str, str]:
+def status_of(pid: int) -> dict[str, str]:
+    """Return the fields of /proc/PID/status; none: it is gone."""
     try:
         with open(f"/proc/{pid}/status", errors="replace") as file:  # noqa: PTH123
             return parse_status(file.read())

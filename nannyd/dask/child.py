@@ -1,0 +1,99 @@
+"""The worker of an in-process Nanny, as its process sees it.
+
+What makes it a worker is whatever the caller of the Nanny gave: a class and arguments, pickled.
+"""
+
+from __future__ import annotations
+
+import base64
+import pickle
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nannyd.dask.configuration import configure
+
+if TYPE_CHECKING:
+    from distributed import Worker
+
+
+class Child:
+    """A worker of any class of Dask's, with the manners of a worker of nannyd's."""
+
+    def __init__(self, pickled: str, path: list[str], failure: str, local_directory: str) -> None:
+        """Make what is *pickled* (`pack`), with modules from where *path* says.
+
+        The exception of a start that fails is written to the file *failure*.
+        """
+        sys.path[:] = path
+        self._failure = Path(failure)
+        with _Told(self._failure):
+            self._worker = _make(pickled, local_directory)
+
+    @property
+    def address(self) -> str:
+        """Where the worker listens."""
+        return str(self._worker.address)
+
+    @property
+    def local_directory(self) -> str:
+        """Where the worker keeps its files."""
+        return str(self._worker.local_directory)
+
+    async def start(self) -> None:
+        """Register with the scheduler."""
+        with _Told(self._failure):
+            await self._worker
+
+    async def finished(self) -> None:
+        """Return when the worker was closed."""
+        await self._worker.finished()
+
+    async def close(self, timeout: float, reason: str) -> None:
+        """Close the worker alone: its nanny knows."""
+        await self._worker.close(nanny=False, timeout=timeout, reason=reason)
+
+
+def pack(config: dict[str, object], worker_class: object, arguments: dict[str, object]) -> str:
+    """Return what a Child is made of.  Raises what cannot be pickled raises."""
+    import cloudpickle
+
+    # The configuration can be had without what the rest wants to import.
+    return base64.b64encode(
+        cloudpickle.dumps((config, cloudpickle.dumps((worker_class, arguments))))
+    ).decode()
+
+
+def _make(pickled: str, local_directory: str) -> Worker:
+    config, rest = pickle.loads(base64.b64decode(pickled))  # noqa: S301 - the nanny's
+    configure(config)
+    from nannyd.dask.subject import make_patient
+
+    worker_class, arguments = pickle.loads(rest)  # noqa: S301 - the same
+    worker: Worker = make_patient(worker_class)(**arguments, local_directory=local_directory)
+    return worker
+
+
+class _Told:
+    """Leaves the exception that comes this way, for the nanny to raise."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, Exception):
+            self._path.write_bytes(_pickled(error))
+
+
+def _pickled(error: Exception) -> bytes:
+    import cloudpickle
+
+    try:
+        pickled: bytes = cloudpickle.dumps(error)
+        pickle.loads(pickled)  # noqa: S301 - our own: some exceptions cannot be made again
+    except Exception:  # noqa: BLE001 - whatever it is that its pickling raises
+        return pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
+    return pickled
