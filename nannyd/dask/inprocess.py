@@ -20,6 +20,7 @@ from distributed.core import Status
 
 from nannyd.core.exits import Cause, Result
 from nannyd.core.lifecycle import (
+    AskToStop,
     CloseGracefullyRequested,
     RestartRequested,
     StartRequested,
@@ -82,7 +83,7 @@ class Process:
     async def terminate(self) -> None:
         """Ask it to end."""
         if self.is_alive():
-            self._life.ask_to_stop(lodging.STOP_TIMEOUT, "terminate", abort=False)
+            self._life.ask_to_stop(AskToStop(lodging.STOP_TIMEOUT, "terminate"))
 
     async def kill(self) -> None:
         """Kill it and all that it has started."""
