@@ -32,7 +32,7 @@ from nannyd.core.restart import RestartMode
 from nannyd.dask import lodging
 from nannyd.dask.child import pack
 from nannyd.dask.guard import guarded
-from nannyd.supervisor import notices
+from nannyd.supervisor import notices, telling
 from nannyd.supervisor.helpers import Helpers
 from nannyd.supervisor.life import Place
 from nannyd.supervisor.lineage import Lineage
@@ -118,6 +118,8 @@ class WorkerProcess:
         self._step = asyncio.Event()
         """Is set at the next step."""
         self._exit: Exit | None = None
+        self._error: Exception | None = None
+        """Why the latest worker did not start."""
         self._generation = 0
         self._warned_of = 0
 
@@ -135,12 +137,13 @@ class WorkerProcess:
     async def start(self) -> Status:
         """Have a worker that is ready, unless it ends before.  Raises what its start has raised."""
         supervisor = self._supervisor or self._begin()
-        first = supervisor.worker.generation + (self.status not in (Status.starting, Status.running))
-        self._post(StartRequested())
+        first = supervisor.worker.generation
+        if self.status not in (Status.starting, Status.running):
+            first += 1
+            self._post(StartRequested())
         await self._until(lambda worker: _judged(worker, first))
-        exit_ = supervisor.worker.exit
-        if exit_ is not None and exit_.generation >= first and not exit_.was_ready:
-            self._raise(exit_)
+        if self._error is not None and self.status is not Status.running:
+            raise self._error
         return self.status
 
     async def kill(
@@ -202,6 +205,7 @@ class WorkerProcess:
         helpers = Helpers(loop, oom_score_adj=None)
         self._supervisor = supervisor = Supervisor(plan, place, helpers, "", Systemd({}))
         supervisor.watchers.append(self._look)
+        supervisor.buried = self._bury
         supervisor.begun = True
         self._task = asyncio.get_running_loop().create_task(self._supervise(supervisor, helpers))
         # Not for the worker, which ends when this process does, but for what it has started.
@@ -214,18 +218,18 @@ class WorkerProcess:
 
     async def _supervise(self, supervisor: Supervisor, helpers: Helpers) -> None:
         notices.LOGGER.set(logger)
-        supervisor.handle(StartRequested())
         try:
+            supervisor.handle(StartRequested())
             await supervisor.run()
             await helpers.wait(_REMOVAL_TIMEOUT)
         except Exception:
             logger.exception("The nanny's supervisor has failed")
         finally:
-            supervisor.abandon()
+            if supervisor.life is not None:  # it failed, or the loop is being closed under it
+                supervisor.life.abandon()
             self._abandon.detach()
             self._rooms.remove()
-            self._step.set()
-            self._nanny.worker_is_over()
+        self._nanny.worker_is_over()
 
     def _fail(self, error: Exception) -> None:
         def fail() -> None:
@@ -248,17 +252,13 @@ class WorkerProcess:
             )
             step.cancel()
 
-    def _raise(self, exit_: Exit) -> None:
-        """Raise why the worker did not start, if that is known."""
-        with suppress(OSError):
-            pickled = self._failure.read_bytes()
-            try:
-                error = pickle.loads(pickled)  # noqa: S301 - from our own process, in our own directory
-            except Exception:  # noqa: BLE001 - a class that is not to be found here, for example
-                error = RuntimeError(exit_.detail)
-            raise error
-        if exit_.result in (Result.RESOURCES, Result.EXIT_CODE) and exit_.detail:
-            raise RuntimeError(exit_.detail)
+    def _why(self, exit_: Exit) -> Exception | None:
+        """Return why the worker did not start, if that is known."""
+        with suppress(Exception):  # it left none, or its class is not to be found here
+            error: Exception = pickle.loads(self._failure.read_bytes())  # noqa: S301 - our own process's
+            return error
+        known = exit_.result in (Result.RESOURCES, Result.EXIT_CODE) and exit_.detail
+        return RuntimeError(exit_.detail) if known else None
 
     # --- What becomes of a worker -----------------------------------------------------------------
 
@@ -294,7 +294,13 @@ class WorkerProcess:
         supervisor.plan = replace(supervisor.plan, restart=replace(supervisor.plan.restart, mode=mode))
         self.running.set()
 
+    def _bury(self, life: Life, exit_: Exit, uptime: float) -> None:
+        if (supervisor := self._supervisor) is not None:
+            reading, restarts = supervisor.last_reading(life), supervisor.worker.restarts
+            self._nanny.worker_buried(telling.cluster_event(life, exit_, uptime, reading, restarts))
+
     def _ended(self, exit_: Exit, *, again: bool) -> None:
+        self._error = None if exit_.was_ready else self._why(exit_)
         if self.process is not None:
             self.process.end(exit_)
         self.status, self.process, self.worker_dir = Status.stopped, None, None
@@ -302,7 +308,7 @@ class WorkerProcess:
         self.running.clear()
         self.stopped.set()
         if again:
-            self._nanny.worker_ended()
+            logger.warning("Restarting worker (status=%s)", self._nanny.status)
 
     def _exceeded(self, supervisor: Supervisor) -> None:
         """Tell, once for each, that a worker is ended for its memory."""

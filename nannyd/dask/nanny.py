@@ -11,6 +11,7 @@ What is another here: how a worker is started, watched, ended and followed by th
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import Any
 
 import distributed
@@ -18,7 +19,7 @@ from distributed._async_taskgroup import AsyncTaskGroupClosedError
 from distributed.core import Status
 
 from nannyd.core.environ import HASH_SEED
-from nannyd.dask.inprocess import WorkerProcess, logger, memory_logger
+from nannyd.dask.inprocess import WorkerProcess, memory_logger
 
 
 class Nanny(distributed.Nanny):  # its name is part of a key of Dask's configuration
@@ -76,10 +77,16 @@ class Nanny(distributed.Nanny):  # its name is part of a key of Dask's configura
 
     # --- What the supervisor tells ----------------------------------------------------------------
 
-    def worker_ended(self) -> None:
-        """Learn that a worker has ended and another follows."""
-        logger.warning("Restarting worker (status=%s)", self.status)
-        self._do(self._unregister)
+    def worker_buried(self, event: dict[str, Any]) -> None:
+        """Learn how a worker has ended."""
+        if self.status in (Status.running, Status.closing_gracefully):
+            name = event["worker"] if self.name is None else self.name
+            self._do(self._tell_end, event={**event, "name": name})
+
+    async def _tell_end(self, event: dict[str, Any]) -> None:
+        await self._unregister()  # type: ignore[no-untyped-call]
+        with suppress(OSError):  # the scheduler is gone, or the nanny will be
+            await self._log_event("nannyd", event)  # type: ignore[no-untyped-call]
 
     def worker_is_over(self) -> None:
         """Learn that no further worker will be started."""

@@ -12,12 +12,10 @@ import asyncio
 import json
 import os
 import socket
-import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from nannyd.core.dask import Cause, Then, cause_of
-from nannyd.core.exits import describe
 from nannyd.core.lifecycle import (
     CloseGracefullyRequested,
     Goal,
@@ -31,10 +29,9 @@ from nannyd.core.lifecycle import (
 )
 from nannyd.core.plan import Plugin
 from nannyd.core.restart import RestartPolicy, restart_delay
-from nannyd.supervisor import notices
+from nannyd.supervisor import notices, telling
 from nannyd.supervisor.agent import DASK_TIMEOUT
 from nannyd.supervisor.agentlife import AgentFailedError, CodeFailedError, told
-from nannyd.supervisor.facts import signal_name
 from nannyd.supervisor.notices import say
 from nannyd.supervisor.spawn import SpawnError
 
@@ -182,26 +179,11 @@ class Dask:
 
     def note_end(self, life: Life, exit_: Exit, uptime: float) -> None:
         """Keep how a life ended until the cluster is told of it."""
-        supervisor, status = self._supervisor, exit_.status
-        reading = supervisor.last_reading(life)
+        supervisor = self._supervisor
         self._last = life.address or self._last
-        entry = {
-            "worker": life.address,
-            "name": supervisor.plan.name,
-            "pid": life.pid,
-            "generation": exit_.generation,
-            "result": exit_.result,
-            "who": exit_.who,
-            "how": describe(exit_) + (f" ({exit_.detail})" if exit_.detail else ""),
-            "signal": signal_name(status.signal) if status is not None else None,
-            "exit-status": status.code if status is not None else None,
-            "memory": reading.working_set if reading is not None else None,
-            "memory-peak": exit_.memory_peak,
-            "limit": life.plan.memory.thresholds.limit,
-            "uptime": round(uptime, 3),
-            "restarts": supervisor.worker.restarts,
-            "at": time.time_ns() // 1_000_000 / 1000,
-        }
+        entry = telling.cluster_event(
+            life, exit_, uptime, supervisor.last_reading(life), supervisor.worker.restarts
+        )
         self._exits = [*self._exits, entry][-_EXITS_MAX:]
 
     # --- Plugins of the cluster -------------------------------------------------------------------

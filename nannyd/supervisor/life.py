@@ -341,6 +341,15 @@ class Life:
         chance = int.from_bytes(os.urandom(4)) / (1 << 32)
         self._place.post(Exited(self.generation, evidence, chance))
 
+    def abandon(self) -> None:
+        """Kill and reap the worker, and give everything back: nobody will hear of its end any more."""
+        self.kill()
+        if self._child is not None and self._status is None:
+            self._child.end()
+        if self.scratch is not None:
+            self.scratch.forget(removed=False)
+        self.close()
+
     def close(self) -> None:
         """Give everything back but the scratch directory, whose removal takes its time."""
         if self._child is not None:

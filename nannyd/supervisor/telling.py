@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nannyd.core.exits import Result, describe
+from nannyd.core.exits import Result, describe, signal_name
 from nannyd.core.lifecycle import DeadlineReached, State
 from nannyd.core.memory import Verdict
 from nannyd.core.units import format_duration, format_size
@@ -109,6 +110,31 @@ def exit_facts(exit_: Exit, uptime: float) -> dict[str, object]:
         "signal": status.signal if status is not None else None,
         "uptime": uptime,
         "memory_peak": exit_.memory_peak,
+    }
+
+
+def cluster_event(
+    life: Life, exit_: Exit, uptime: float, reading: Reading | None, restarts: int
+) -> dict[str, object]:
+    """Return what a Dask cluster is told of an exit, as a log event; *reading* is what was seen last."""
+    status = exit_.status
+    signal = status.signal if status is not None else None
+    return {
+        "worker": life.address,
+        "name": life.plan.name,
+        "pid": life.pid,
+        "generation": exit_.generation,
+        "result": exit_.result,
+        "who": exit_.who,
+        "how": describe(exit_) + (f" ({exit_.detail})" if exit_.detail else ""),
+        "signal": None if signal is None else signal_name(signal) or str(signal),
+        "exit-status": status.code if status is not None else None,
+        "memory": reading.working_set if reading is not None else None,
+        "memory-peak": exit_.memory_peak,
+        "limit": life.plan.memory.thresholds.limit,
+        "uptime": round(uptime, 3),
+        "restarts": restarts,
+        "at": time.time_ns() // 1_000_000 / 1000,
     }
 
 

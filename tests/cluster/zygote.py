@@ -17,6 +17,7 @@ import pickle
 import signal
 import socket
 import sys
+import threading
 import traceback
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ def _be(wish: dict[str, Any], line: int, log: int) -> None:
     status = 1
     try:
         dask.config.set(wish["config"])
-        {"scheduler": _schedule, "client": _converse}[wish["role"]](socket.socket(fileno=line), wish)
+        roles = {"scheduler": _schedule, "client": _converse, "program": _perform}
+        roles[wish["role"]](socket.socket(fileno=line), wish)
         status = 0
     except BaseException:  # noqa: BLE001 (the log is where a test looks)
         traceback.print_exc()
@@ -96,6 +98,18 @@ def _converse(line: socket.socket, wish: dict[str, Any]) -> None:
             file.write(answer.hex().encode() + b"\n")
             file.flush()
         os._exit(0)  # nobody waits for its farewell to a scheduler that may be gone
+
+
+def _perform(line: socket.socket, wish: dict[str, Any]) -> None:
+    """Run a function of a module, and say how that went: `done`, or the traceback."""
+    threading.Thread(target=lambda: line.recv(1) or os._exit(1), daemon=True).start()
+    sys.path[:0] = wish["path"]
+    try:
+        getattr(importlib.import_module(wish["module"]), wish["function"])()
+        answer = "done"
+    except BaseException:  # noqa: BLE001 (told whole)
+        answer = traceback.format_exc()
+    line.sendall(answer.encode())
 
 
 def _run(code: str, names: dict[str, Any]) -> Any:
