@@ -1,4 +1,4 @@
-"""Programs with Nannies in them.  Each function here is one, run in a process of its own (`test_inprocess.py`).
+"""Programs with Nannies in them.  Each function here is one, run in a process of its own (test_inprocess.py).
 
 They run with either version of distributed, without pytest.
 """
