@@ -106,7 +106,8 @@ def _tls_rule(tls: Tls, tree: Tree) -> Iterator[Problem]:
 
 def _encryption_rule(dask: Dask, tree: Tree) -> Iterator[Problem]:
     """Yield what would end as a refused connection, each time anew."""
-    if dask.tls.cert is None or dask.scheduler is None or dask.tls.require_encryption is False:
+    tls = dask.tls
+    if not (tls.ca and tls.cert and tls.key and dask.scheduler) or tls.require_encryption is False:
         return
     scheme, _, rest = dask.scheduler.partition("://")
     if scheme in ("tcp", "ws"):

@@ -31,7 +31,7 @@ def memory_limit(text: str) -> str:
         number = float(word)
     except ValueError:
         match = _SIZE.fullmatch(word)
-        if match is None or match[2] not in _UNITS:
+        if not word or match is None or match[2] not in _UNITS:
             raise ValueError(f"{text!r} is not a size; write auto, 5GB, 0.5 or 0 for none") from None
         return f"{int(float(match[1] or 1) * _UNITS[match[2]])}B"
     if not math.isfinite(number) or number < 0:

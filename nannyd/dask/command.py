@@ -85,7 +85,6 @@ def _parser() -> argparse.ArgumentParser:
         usage="%(prog)s [scheduler] [options] [--SECTION.KEY=VALUE ...]",
         allow_abbrev=False,
     )
-    parser.add_argument("scheduler", nargs="?", help="the scheduler's address")
     for name in (
         *_SAME,
         *_PATHS,
@@ -118,6 +117,8 @@ def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[a
         if "=" not in setting:
             parser.error(f"argument {setting}: expected one value; write {setting}=VALUE")
     options, argv = parser.parse_known_args([word for word in arguments if word not in settings])
+    options.scheduler = argv.pop(0) if argv and not argv[0].startswith("-") else None
+    argv = [word for word in argv if word != "--"]
     if argv and not options.preload:
         parser.error(f"unrecognized arguments: {' '.join(argv)}")
     if not options.nanny:
@@ -166,6 +167,8 @@ def _common(options: argparse.Namespace) -> list[str]:
     found: dict[str, str] = {}
     given = {name: value for name, value in vars(options).items() if value not in (None, "", [])}
     found |= {setting: given[name] for name, setting in _SAME.items() if name in given}
+    if "dask.protocol" in found:
+        found["dask.protocol"] = found["dask.protocol"].removesuffix("://")  # as dask-jobqueue writes it
     found |= {setting: os.path.abspath(given[name]) for name, setting in _PATHS.items() if name in given}  # noqa: PTH100
     found |= {setting: str(given[name]).lower() for name, setting in _TRUTHS.items() if name in given}
     if "dask.tls.cert" in found:
