@@ -140,7 +140,10 @@ def _files(environ: dict[str, str], notes: list[str]) -> list[Path]:
 
 
 def _variables(environ: dict[str, str], problems: list[tuple[str, str]]) -> list[tuple[str, dict[Any, Any]]]:
-    """Return each variable of Dask's with what it means (dask.config.collect_env)."""
+    """Return each variable of Dask's with what it means (dask.config.collect_env).
+
+    Among them, unlike among files, a later table replaces an earlier one whole.
+    """
     found: list[tuple[str, dict[Any, Any]]] = []
     if _INHERITED in environ:
         try:
@@ -154,10 +157,25 @@ def _variables(environ: dict[str, str], problems: list[tuple[str, str]]) -> list
     for variable, text in environ.items():
         if variable.startswith("DASK_") and variable != _INHERITED:
             value = _interpreted(text)
-            for key in reversed(variable[len("DASK_") :].lower().replace("__", ".").split(".")):
+            path = variable[len("DASK_") :].lower().replace("__", ".").split(".")
+            for _, tree in found:
+                _remove(tree, path)
+            for key in reversed(path):
                 value = {key: value}
             found.append((variable, value))
     return found
+
+
+def _remove(tree: Any, path: list[str]) -> None:
+    """Take what stands at *path* out of *tree*."""
+    for position, key in enumerate(path):
+        if not isinstance(tree, dict):
+            return
+        dashed = key.replace("_", "-")
+        name = key if key in tree else dashed
+        if position == len(path) - 1:
+            tree.pop(name, None)
+        tree = tree.get(name)
 
 
 def _interpreted(text: str) -> Any:
