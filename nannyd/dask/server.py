@@ -104,7 +104,8 @@ class Extension:
         async def rest() -> bool:
             return (await self._endpoint()).rest()
 
-        return {"rests": await self._loops.in_dasks(rest())}
+        # It is asked there in any case; but what is under way may block that loop.
+        return {"rests": not self._activity and await self._loops.in_dasks(rest())}
 
     async def _publish(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         async def publish() -> None:

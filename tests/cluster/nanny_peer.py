@@ -8,9 +8,10 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from agent_peer import FACTS, Agent
+from harness import PATIENCE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from .lab import Cluster
@@ -39,7 +40,7 @@ class Nanny:
         self.address = f"{scheme}://127.0.0.1:{self.listening.getsockname()[1]}"
         self.agent = Agent(directory, base, python=cluster.python, environ={})
 
-    def specify(self, **changes: Any) -> None:
+    def specify(self, *, preload: Sequence[str] = (), **changes: Any) -> None:
         """Send the specification; *changes* are arguments of the extension."""
         arguments = {
             "security": self.cluster.security,
@@ -51,8 +52,12 @@ class Nanny:
             "nanny": self.address,
             **changes,
         }
-        extension = {"target": "nannyd.dask.server:Extension", "arguments": arguments}
-        self.agent.specify(extension=extension, facts={**FACTS, "local_directory": str(self.base)})
+        self.agent.specify(
+            extension={"target": "nannyd.dask.server:Extension", "arguments": arguments},
+            facts={**FACTS, "local_directory": str(self.base)},
+            preload=list(preload),
+            preload_argv=[[] for _ in preload],
+        )
 
     def serve(self) -> None:
         """Have it serve."""
@@ -61,36 +66,39 @@ class Nanny:
 
     def ask(self, op: str, **parameters: Any) -> Any:
         """Return what a client's request gives, while the agent is answered what it asks."""
-        return self.run(_ASK, address=self.address, op=op, parameters=parameters)
+        return self.begin(op, **parameters)()
 
-    def run(self, code: str, **values: Any) -> Any:
-        """Run *code* at the client."""
-        return self.meanwhile(lambda: self.cluster.run(code, **values))
+    def begin(self, op: str, **parameters: Any) -> Callable[[], Any]:
+        """Begin a request; what is returned waits for its end, and is the supervisor meanwhile."""
+        return self.begin_run(_ASK, address=self.address, op=op, parameters=parameters)
 
-    def meanwhile(self, function: Callable[[], Any]) -> Any:
-        """Call *function*, and be the supervisor meanwhile."""
+    def begin_run(self, code: str, **values: Any) -> Callable[[], Any]:
+        """Begin to run *code* at the client, as `begin`."""
         ended, end = socket.socketpair()
         outcome: list[Any] = []
 
         def body() -> None:
             try:
-                outcome.append(function())
+                outcome.append(self.cluster.run(code, **values))
             except BaseException as error:  # noqa: BLE001 (it is the test's)
                 outcome.append(error)
             end.close()
 
+        def wait() -> Any:
+            with ended:
+                self.agent.until_readable(ended)
+            thread.join()
+            if isinstance(outcome[0], BaseException):
+                raise outcome[0]
+            return outcome[0]
+
         thread = threading.Thread(target=body)
         thread.start()
-        with ended:
-            self.agent.until_readable(ended)
-        thread.join()
-        if isinstance(outcome[0], BaseException):
-            raise outcome[0]
-        return outcome[0]
+        return wait
 
-    def is_connectable(self) -> bool:
-        """Say whether a connection waits that nobody has accepted."""
-        return bool(select.select([self.listening], [], [], 0)[0])
+    def await_knock(self) -> None:
+        """Wait until somebody has connected whom nobody has accepted."""
+        assert select.select([self.listening], [], [], PATIENCE)[0]
 
     def close(self) -> None:
         """End it."""
