@@ -151,8 +151,19 @@ def plan_text(compiled: Compiled) -> str:
         lines.append("")
         for key, table in tables:
             if table:
-                lines += [f"[{section}.{key}]", *(f"{toml_key(k)} = {toml(v)}" for k, v in table.items()), ""]
+                lines += [f"[{section}.{key}]", *(_entry(k, v) for k, v in table.items()), ""]
     return "\n".join(lines)
+
+
+def _entry(key: str, value: Any) -> str:
+    line = f"{toml_key(key)} = {toml(value)}"
+    return f"# {line}" if _has_null(value) else line  # which options and variables have, and TOML has not
+
+
+def _has_null(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return any(map(_has_null, value.values() if isinstance(value, dict) else value))
+    return value is None
 
 
 def _line(compiled: Compiled, section: str, key: str, value: Any) -> str:

@@ -307,3 +307,11 @@ def test_dotted_keys_and_tables_of_dasks_configuration_are_the_same(tmp_path: Pa
     lines = [" ".join(line.split()) for line in explain_text(result).splitlines()]
     assert f"dask.config.a.b = 3 # {tmp_path}/w.toml (over {tmp_path}/nannyd.toml)" in lines
     assert f"dask.config.a.c.d = 2 # {tmp_path}/nannyd.toml" in lines
+
+
+def test_what_toml_has_not_is_no_line_of_the_plan(tmp_path: Path) -> None:
+    options = [("--dask.worker", '{"a": null, "b": {"c": [null]}, "d": 1}')]
+    lines = plan_text(compiled(tmp_path, DASK, options=options)).splitlines()
+    assert "# a = null" in lines
+    assert "# b = { c = [null] }" in lines
+    assert "d = 1" in lines
