@@ -93,7 +93,7 @@ class Dask(Section):
     )
     protocol: Annotated[str | None, daskkinds.word("a protocol", "tls")] = Field(
         default=None,
-        description="How worker and nanny are spoken to: tcp, tls …; by default as the scheduler.",
+        description="How worker and nanny are spoken to, tcp or tls; by default as the scheduler.",
     )
     listen_address: Annotated[str | None, daskkinds.address("tcp://0.0.0.0:9000", listens=True)] = Field(
         default=None, description="Where the worker listens, instead of host and worker-port."
