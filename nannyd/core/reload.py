@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nannyd.core.memory import Thresholds
-    from nannyd.core.plan import Plan
+    from nannyd.core.plan import DaskPlan, Plan
 
 
 class When(enum.StrEnum):
@@ -19,7 +19,14 @@ class When(enum.StrEnum):
     RESTART = "after a restart of nannyd"
 
 
-_NOW = {"worker.start_timeout", "worker.stop_timeout", "worker.stop_signal", "worker.kill_mode", "log_level"}
+_NOW = {
+    "dask.drain_timeout",
+    "worker.start_timeout",
+    "worker.stop_timeout",
+    "worker.stop_signal",
+    "worker.kill_mode",
+    "log_level",
+}
 _RESTART = {
     "memory.mode",
     "log_format",
@@ -32,13 +39,18 @@ _RESTART = {
 _SILENT = {"arguments", "secrets", "memory.thresholds", "memory.where", "nanny.python"}
 
 
+def is_possible(old: Plan, new: Plan) -> bool:
+    """Say whether an instance can become another without a restart: not if it joins or leaves a cluster."""
+    return (old.dask is None) == (new.dask is None)
+
+
 def changes(old: Plan, new: Plan) -> dict[str, When]:
     """Return each part of the plan that differs, as `worker.stop-timeout`, with when it takes effect."""
     before, after = _flat(old), _flat(new)
     return {
         key.replace("_", "-"): _when(key)
-        for key in sorted(before)
-        if before[key] != after[key] and key not in _SILENT
+        for key in sorted(before | after)
+        if before.get(key) != after.get(key) and key not in _SILENT
     }
 
 
@@ -51,7 +63,8 @@ def in_words(found: dict[str, When]) -> str:
 def _when(key: str) -> When:
     if key in _RESTART:
         return When.RESTART
-    return When.NOW if key in _NOW or key.startswith(("restart.", "memory.", "agent.")) else When.NEXT_WORKER
+    at_once = key in _NOW or key.startswith(("restart.", "memory.", "agent.", "dask.on-"))
+    return When.NOW if at_once else When.NEXT_WORKER
 
 
 def _flat(plan: Plan) -> dict[str, Any]:
@@ -63,8 +76,7 @@ def _flat(plan: Plan) -> dict[str, Any]:
                 {f"{field.name}.{part.name}": getattr(value, part.name) for part in dataclasses.fields(value)}
             )
         elif field.name == "dask":
-            parts = () if value is None else dataclasses.fields(value)
-            flat.update({f"dask.{part.name}": getattr(value, part.name) for part in parts})
+            flat.update(_dask_settings(value) if value is not None else {})
         elif field.name == "agent":
             for part in dataclasses.fields(value):
                 section = "agent" if part.name in ("memory_limit", "idle_timeout") else "nanny"
@@ -72,6 +84,12 @@ def _flat(plan: Plan) -> dict[str, Any]:
         else:
             flat[field.name] = value
     return {**flat, **_memory_settings(plan.memory.thresholds)}
+
+
+def _dask_settings(dask: DaskPlan) -> dict[str, Any]:
+    follows = {f"dask.on-{cause}": then for cause, then in dask.after.items()}
+    server = {f"dask.{key}": value for key, value in dask.server.items()}
+    return {"dask.drain_timeout": dask.drain_timeout, **follows, **server}
 
 
 def _memory_settings(thresholds: Thresholds) -> dict[str, Any]:

@@ -37,6 +37,9 @@ _METHODS = {
     "log_event": "LogEvent",
 }
 """What a nanny object does, and the method that does the same for an operator."""
+_RESPAWN_TIMEOUT = 5.0
+"""Seconds for a worker to end that is to be replaced, where nobody says otherwise.  As Dask's Nanny has it:
+who asks is often the scheduler, which misses a heartbeat."""
 _LOG_BYTES = 900_000
 """Of records in one answer; `wire.LINE_MAX` is for all of it."""
 LEVELS = ("CRITICAL", "CRITICAL", "CRITICAL", "ERROR", "WARNING", "INFO", "INFO", "DEBUG")
@@ -120,7 +123,9 @@ class Asked:
 
     def _respawn(self, call: Call, timeout: float | None, reason: str | None) -> dict[str, Any] | None:
         """End this life, start the next at once, answer between the two: what Dask calls `kill`."""
-        supervisor, within, why = self._supervisor, seconds(timeout), reason or "Dask"
+        supervisor, why = self._supervisor, reason or "Dask"
+        usual = min(_RESPAWN_TIMEOUT, supervisor.plan.worker.stop_timeout)
+        within = usual if timeout is None else seconds(timeout)
         life, generation = supervisor.life, supervisor.worker.generation
         if life is not None:
             self._wait(

@@ -7,6 +7,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
+from nannyd.core.reload import is_possible
 from nannyd.supervisor import notices
 from nannyd.supervisor.handover import Handover
 from nannyd.supervisor.notices import say
@@ -67,6 +68,11 @@ class Reloader:
         self._supervisor.systemd.reloading()
         try:
             handover = await self._compile()
+            if not is_possible(self._supervisor.plan, handover.plan):
+                handover.close()
+                raise ReloadFailedError(
+                    ["dask: an instance joins or leaves a cluster by a restart of nannyd"]
+                )
             changes = self._supervisor.adopt(handover.plan)
         except ReloadFailedError as error:
             say(notices.RELOAD_FAILED, problems=str(error))

@@ -287,3 +287,13 @@ def test_what_needs_a_new_nannyd_is_said(nannyd: Host) -> None:
     assert run.reload().returncode == 0
     assert "memory.mode after a restart of nannyd" in run.wait_for("reloaded")["changes"]
     assert run.stop() == 0
+
+
+def test_a_reload_does_not_take_an_instance_into_a_cluster(nannyd: Host) -> None:
+    run = nannyd(config='[worker]\ncommand = ["sleep", "60"]\n')
+    pid = run.ready()
+    nannyd.write_config('[dask]\nscheduler = "tcp://127.0.0.1:9"\n')
+    assert run.reload().returncode != 0
+    assert "joins or leaves a cluster" in run.wait_for("reload-failed")["message"]
+    assert lives(pid)
+    assert run.stop() == 0

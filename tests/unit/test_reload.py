@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from nannyd.core.dask import Cause, Then
 from nannyd.core.memory import Thresholds
 from nannyd.core.plan import (
     AgentPlan,
+    DaskPlan,
     KillMode,
     LogFormat,
     MemoryMode,
@@ -25,7 +27,7 @@ from nannyd.core.plan import (
     from_json,
     to_json,
 )
-from nannyd.core.reload import When, changes
+from nannyd.core.reload import When, changes, is_possible
 from nannyd.core.restart import RestartMode, RestartPolicy
 
 GIB = 1 << 30
@@ -173,3 +175,24 @@ def test_a_plan_comes_back_from_json_as_it_was() -> None:
 def test_what_is_no_plan_is_refused(text: str) -> None:
     with pytest.raises((ValueError, KeyError, TypeError)):
         from_json(text)
+
+
+DASK = DaskPlan({Cause.RETIRE: Then.END, Cause.LIFETIME: Then.RESTART}, 30.0, {"name": "w", "nthreads": 2})
+
+
+def test_what_follows_in_a_cluster_is_judged_by_the_plan_in_force() -> None:
+    new = DaskPlan(
+        {Cause.RETIRE: Then.RESTART, Cause.LIFETIME: Then.RESTART}, 5.0, {"name": "w", "nthreads": 4}
+    )
+    assert changes(replace(PLAN, dask=DASK), replace(PLAN, dask=new)) == {
+        "dask.drain-timeout": When.NOW,
+        "dask.nthreads": When.NEXT_WORKER,
+        "dask.on-retire": When.NOW,
+    }
+
+
+def test_an_instance_joins_and_leaves_a_cluster_by_a_restart() -> None:
+    assert is_possible(PLAN, PLAN)
+    assert is_possible(replace(PLAN, dask=DASK), replace(PLAN, dask=DASK))
+    assert not is_possible(PLAN, replace(PLAN, dask=DASK))
+    assert not is_possible(replace(PLAN, dask=DASK), PLAN)
