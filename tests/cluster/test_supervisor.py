@@ -149,6 +149,22 @@ def test_what_a_task_has_started_does_not_outlive_its_worker(cluster: Cluster, n
     assert run.stop() == 0
 
 
+def test_ends_that_nobody_could_be_told_of_are_told_later_in_order(cluster: Cluster, nannyd: Host) -> None:
+    run = cluster.nannyd(nannyd, "--restart.delay=0", "--restart.start-limit-burst=0")
+    ended = [run.ready()]
+    cluster.wait_for_workers()
+    cluster.end_scheduler()
+    ended.append(run.started())
+    for _ in range(20):
+        kill(ended[-1])
+        ended.append(run.started())
+    cluster.start_scheduler(port=int(cluster.address.rpartition(":")[2]))
+    cluster.wait_for_workers()
+    eventually(lambda: len(cluster.events()) >= 16, "they are told")
+    assert [event["pid"] for event in cluster.events()] == ended[-17:-1]
+    assert run.stop() == 0
+
+
 # --- Through the agent ---------------------------------------------------------------------------------
 
 
@@ -243,3 +259,13 @@ def test_a_plugin_that_fails_is_told_and_dask_goes_on(cluster: Cluster, nannyd: 
     assert "no such thing" in run.all("plugin-failed")[0]["message"]
     assert len(run.all("worker-started")) == 2
     assert run.stop() == 0
+
+
+def test_where_no_worker_follows_an_agent_that_runs_tells_of_the_end(cluster: Cluster, nannyd: Host) -> None:
+    run = cluster.nannyd(nannyd)
+    pid = run.ready()
+    (address,) = cluster.wait_for_workers()
+    cluster.run("client.run(lambda: None, nanny=True)")
+    cluster.run("client.retire_workers([address])", address=address)
+    assert run.wait() == 0
+    assert [(event["pid"], event["result"]) for event in cluster.events()] == [(pid, "success")]
