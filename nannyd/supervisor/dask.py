@@ -168,7 +168,6 @@ class Dask:
         post = self._supervisor.post
         post(WorkerStopping(life.generation, f"the worker closes itself: {reason}"))
         if cause is Cause.DEATH_TIMEOUT:
-            say(notices.SCHEDULER_MISSING, worker_pid=life.pid, scheduler=self.scheduler or None)
             post(SchedulerMissing(life.generation))
             return
         then = plan.after.get(cause) if plan is not None else None

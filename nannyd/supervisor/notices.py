@@ -215,7 +215,7 @@ SCHEDULER_MISSING = Notice(
     "scheduler-missing",
     "09241749708345b4ad4e306c8a736b0b",
     logging.ERROR,
-    "giving up: worker {worker_pid} found no Dask scheduler within dask.death-timeout ({scheduler})",
+    "giving up: no Dask scheduler was found within dask.death-timeout",
 )
 RELOADED = Notice(
     "reloaded",

@@ -83,4 +83,6 @@ def _ended(worker: Worker) -> str:
     text = f"worker {describe(worker.exit)} ({worker.exit.result}, by {worker.exit.who})"
     if worker.exit.status is None:
         text = f"worker {describe(worker.exit)}: {worker.exit.detail}"
+    if worker.no_scheduler:
+        return f"{text}; no scheduler"
     return f"{text}; {Result.START_LIMIT_HIT}" if worker.start_limit_hit else text

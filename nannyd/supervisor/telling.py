@@ -75,6 +75,8 @@ def tell_failed(worker: Worker, rules: RestartPolicy) -> None:
     if worker.start_limit_hit:
         interval = format_duration(rules.start_limit_interval)
         say(notices.START_LIMIT_HIT, burst=rules.start_limit_burst, interval=interval)
+    elif worker.no_scheduler:
+        say(notices.SCHEDULER_MISSING)
     else:
         say(notices.GIVING_UP, result=worker.result, mode=rules.mode)
 

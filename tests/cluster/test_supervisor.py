@@ -78,6 +78,8 @@ def test_without_a_scheduler_in_time_nannyd_gives_up(empty_cluster: Cluster, nan
     run = empty_cluster.nannyd(nannyd, "--dask.death-timeout=2s")
     assert run.wait(30) == ExitCode.NO_SCHEDULER
     assert run.events().count("scheduler-missing") == 1
+    assert "giving-up" not in run.events()
+    assert run.all("finished")[0]["reason"].endswith("(exit-code, by worker); no scheduler")
     assert run.events().count("worker-started") == 1
 
 
@@ -102,7 +104,7 @@ def second(nannyd: Host) -> dict[str, str | None]:
 
 def test_a_worker_that_is_stopped_leaves_its_data_with_another(cluster: Cluster, nannyd: Host) -> None:
     keeper = cluster.nannyd(nannyd, name="keeper")
-    leaver = cluster.nannyd(nannyd, name="leaver", environ=second(nannyd))
+    leaver = cluster.nannyd(nannyd, name="leaver", environ=second(nannyd), systemd=True)
     workers = cluster.wait_for_workers(2)
     address = next(key for key, worker in workers.items() if worker["name"] == "leaver")
     submit = "x = client.submit(lambda: [42], workers=[address], allow_other_workers=True); x.result()"
@@ -110,6 +112,7 @@ def test_a_worker_that_is_stopped_leaves_its_data_with_another(cluster: Cluster,
     assert leaver.stop() == 0
     (stopping,) = leaver.all("stopping-worker")
     assert (stopping["reason"], stopping["grace"]) == ("SIGTERM", "54s")
+    assert int(leaver.systemd.all("EXTEND_TIMEOUT_USEC")[-1]) > 60e6
     assert list(cluster.run("client.who_has(x)[x.key]")) == list(cluster.workers())
     assert cluster.run("x.result()") == [42]
     assert keeper.stop() == 0

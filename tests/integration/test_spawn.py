@@ -108,6 +108,17 @@ def test_a_channel_becomes_descriptor_3(nice: int | None) -> None:
     assert "channel" in fds["3"]
 
 
+@pytest.mark.parametrize("nice", WAYS)
+def test_a_socket_for_descriptors_becomes_descriptor_4(nice: int | None) -> None:
+    channel, sockets = os.memfd_create("channel"), os.memfd_create("sockets")
+    fds = inspect(nice=nice, channel=channel, sockets=sockets)["fds"]
+    os.close(channel)
+    os.close(sockets)
+    assert sorted(fds) == ["0", "1", "2", "3", "4"]
+    assert "channel" in fds["3"]
+    assert "sockets" in fds["4"]
+
+
 COLLISIONS = """
 import fcntl, os, sys
 from nannyd.supervisor.spawn import Program, spawn

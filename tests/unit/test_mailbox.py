@@ -125,6 +125,27 @@ def test_every_descriptor_that_is_sent_is_closed(post: Post) -> None:
     assert len(post.delivered) == 5
 
 
+def test_who_is_told_may_copy_a_descriptor_while_it_is_told(tmp_path: Path) -> None:
+    copies: list[int] = []
+    loop = asyncio.new_event_loop()
+    mailbox = Mailbox(tmp_path, loop, lambda _, sender: copies.extend(map(os.dup, sender.descriptors)))
+    reading, writing = os.pipe()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.connect(str(mailbox.path))
+        socket.send_fds(sender, [b"FDSTORE=1\nFDNAME=x"], [writing])
+        os.close(writing)
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+    (copy,) = copies
+    os.write(copy, b"kept")
+    os.close(copy)
+    assert os.read(reading, 10) == b"kept"
+    assert os.read(reading, 10) == b""
+    os.close(reading)
+    mailbox.close()
+    loop.close()
+
+
 def test_descriptors_are_closed_even_if_the_message_cannot_be_handled(tmp_path: Path) -> None:
     def fail(_said: dict[str, str], _sender: Sender) -> None:
         raise RuntimeError("cannot")

@@ -57,6 +57,11 @@ SENTENCES = [
         "failed: worker was killed by SIGKILL (signal, by outside); start-limit-hit",
     ),
     (
+        worker(State.FAILED, exit=KILLED, no_scheduler=True),
+        Facts(),
+        "failed: worker was killed by SIGKILL (signal, by outside); no scheduler",
+    ),
+    (
         worker(State.FAILED, exit=Exit(1, Result.RESOURCES, Who.NANNYD, "cannot execute 'x': No such file")),
         Facts(),
         "failed: worker could not be started: cannot execute 'x': No such file",
