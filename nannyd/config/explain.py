@@ -87,11 +87,10 @@ def effective(compiled: Compiled) -> dict[str, dict[str, Any]]:
 
 
 def _plain(setting: Setting, value: Any) -> Any:
-    if setting.keys:
-        value = {
-            key: item for key in setting.keys if (item := getattr(value, key.replace("-", "_"))) is not None
-        }
-    elif setting.table.dotted:
+    if setting.keys:  # none of them is a secret: the key is a file
+        items = {key: getattr(value, key.replace("-", "_")) for key in setting.keys}
+        return {key: _without_credentials(item) for key, item in items.items() if item is not None}
+    if setting.table.dotted:
         value = flat(value)
     if setting.is_table:
         return {key: MASK if looks_secret(key) else _without_credentials(item) for key, item in value.items()}

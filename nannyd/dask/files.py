@@ -75,31 +75,39 @@ class Reader:
         import yaml
 
         try:
-            text = path.read_text()
-            tree = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
-        except OSError as error:
-            self.notes.append(f"{path} cannot be read ({error.strerror}); Dask leaves it out")
-        except yaml.YAMLError as error:
-            mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-            where = str(path) if mark is None else f"{path}:{mark.line + 1}"
-            self.problems.append((where, f"is not YAML: {problem or str(error).splitlines()[0]}"))
-        except UnicodeDecodeError as error:
-            self.problems.append((str(path), f"is not {error.encoding} text; write it in that"))
-        except RecursionError:
-            self.problems.append((str(path), "is not YAML that can be read: it is nested too deep"))
-        else:
+            tree = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
             if isinstance(tree, dict):
                 self._add(str(path), "", tree, default=default)
             elif tree is not None:
                 message = "is no configuration of Dask; write a table such as distributed: {...}"
                 self.problems.append((str(path), message))
+        except OSError as error:
+            self.notes.append(f"{path} cannot be read ({error.strerror}); Dask leaves it out")
+        except UnicodeDecodeError as error:
+            self.problems.append((str(path), f"is not {error.encoding} text; write it in that"))
+        except RecursionError:
+            self.problems.append((str(path), "is not YAML that can be read: it is nested too deep"))
+        except Exception as error:  # noqa: BLE001 - ValueErrors of numbers and dates, and YAML's own
+            mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+            where = str(path) if mark is None else f"{path}:{mark.line + 1}"
+            words = " ".join(str(problem or error).split())
+            self.problems.append((where, f"is not YAML: {words}"))
 
     def _add(self, where: str, key: str, tree: dict[Any, Any], *, default: bool = False) -> None:
         old = {name: value for name in _OLD if (value := pick(tree, _OLD[name])) is not _NOTHING}
         values = {name: value for name in WANTED if (value := pick(tree, name)) is not _NOTHING}
-        values = {**old, **values}
+        values = {name: _plain(value) for name, value in {**old, **values}.items()}
         if values:
             self.layers.append({"where": where, "key": key, "default": default, "values": values})
+
+
+def _plain(value: Any) -> Any:
+    """Return *value* as JSON has it; Dask, too, makes strings of the names and values of variables."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, (str, int, float, type(None))) else str(value)
 
 
 def pick(tree: Any, name: str) -> Any:
@@ -203,7 +211,7 @@ def main() -> None:
         "problems": reader.problems,
         "notes": reader.notes,
     }
-    sys.stdout.write("\n" + json.dumps(result, default=str) + "\n")
+    sys.stdout.write("\n" + json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":

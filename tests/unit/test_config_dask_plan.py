@@ -260,8 +260,8 @@ def test_certificates_are_named_and_never_read(tmp_path: Path) -> None:
     scheduler = "tls://10.0.0.1:8786"
     [dask.tls]
     ca = "{tmp_path}/ca.pem"
-    cert = "{tmp_path}/w.pem"
-    key = {{ credential = "w.key" }}
+    cert = {{ credential = "w.pem" }}
+    key = "{tmp_path}/w.key"
     ciphers = "ECDHE+AESGCM"
     min-version = 1.3
     """
@@ -277,6 +277,7 @@ def test_certificates_are_named_and_never_read(tmp_path: Path) -> None:
     assert dask.server["security"] == python.kwargs["security"]
     shown = plan_text(result) + explain_text(result) + to_json(result.plan)
     assert f'ca = "{tmp_path}/ca.pem"' in shown
+    assert f'key = "{tmp_path}/w.key"' in shown
     assert "hush" not in shown
 
 

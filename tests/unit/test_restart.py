@@ -43,6 +43,12 @@ def test_the_delay_grows_from_one_restart_in_a_row_to_the_next() -> None:
     assert delays == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.2])
 
 
+def test_restarts_that_come_at_once_are_no_part_of_the_growth() -> None:
+    policy = RestartPolicy(immediate=2, delay=0.2, growth=2.0, jitter=0.0)
+    delays = [restart_delay(policy, row, 0.5) for row in range(5)]
+    assert delays == pytest.approx([0, 0, 0.2, 0.4, 0.8])
+
+
 def test_the_delay_stops_at_its_maximum() -> None:
     assert restart_delay(PLAIN, 9, 0.5) == 60
     assert restart_delay(PLAIN, 10**9, 0.5) == 60
