@@ -70,7 +70,7 @@ class Dask:
         """Keep it for *supervisor*, whose plan says what follows when a worker closes itself."""
         self._supervisor, self._agent, self._tasks = supervisor, agent, tasks
         self._door = Door(agent, supervisor.place.loop, tasks)
-        self.scheduler = self.scheduler_id = self.nanny = ""
+        self.scheduler = self.nanny = ""
         self._known: dict[str, str] = {}
         """Plugins that the agent has, or failed to set up: name and digest."""
         self._told: dict[str, str] = {}
@@ -142,8 +142,6 @@ class Dask:
     def _take(self, life: Life, message: dict[str, Any]) -> None:
         if "scheduler" in message:
             self.scheduler = _text(message, "scheduler")
-        if "id" in message:
-            self.scheduler_id = _text(message, "id")
         if "published" in message:
             count = message["published"]
             if type(count) is not int or not 0 <= count <= len(self._exits):

@@ -30,7 +30,6 @@ NONSENSE = [
     '{"scheduler": 1}',
     '{"scheduler": ""}',
     '{"scheduler": "\\u0007"}',
-    '{"id": null}',
     '{"published": 17}',
     '{"published": -1}',
     '{"published": true}',
