@@ -26,6 +26,8 @@ logger = logging.getLogger("distributed.nanny")
 
 _PATIENCE = 1.0
 """Seconds of the first attempt to connect.  distributed waits longer and longer within one attempt."""
+_REPLY_TIMEOUT = 1.0
+"""Seconds that a scheduler has to reply to the second message, which says nothing."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,17 @@ class Registration:
         return NannyPlugins(dict((await self._answer)["nanny-plugins"]))
 
     async def close(self, *, started: bool) -> None:
-        """Send the second message, and hang up.  Does nothing the second time."""
+        """Send the second message, and hang up.  Does nothing the second time.
+
+        Whoever hangs up before the scheduler has replied lets it write in vain.  In Python 3.13 that error may
+        be taken for one of another TLS connection, whose worker is then lost: OpenSSL queues errors by thread.
+        """
         if self._comm.closed():
             return
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, asyncio.TimeoutError):
             await self._comm.write({"status": "ok" if started else "error"})
+            if self.is_answered:
+                await asyncio.wait_for(self._comm.read(), _REPLY_TIMEOUT)
         await self._comm.close()
 
 
