@@ -18,7 +18,7 @@ from nannyd.core.errors import ExitCode
 from .lab import kill
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from .lab import Cluster
 
@@ -53,8 +53,15 @@ class Command:
 
     def await_nobody(self) -> None:
         """Wait until nothing is left of all that was started."""
+        self._wait_until(lambda: not processes_marked(self.home.mark))
+
+    def await_ready(self, count: int) -> None:
+        """Wait until nannyd has heard of *count* workers that they are ready."""
+        self._wait_until(lambda: self.log().count(" is ready after ") == count)
+
+    def _wait_until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE
-        while processes_marked(self.home.mark):
+        while not condition():
             assert time.monotonic() < deadline, self.log()
             time.sleep(0.02)
 
@@ -124,6 +131,7 @@ def test_workers_end_with_a_command_that_is_killed(cluster: Cluster, command: Co
 def test_one_that_fails_does_not_take_the_others_with_it(cluster: Cluster, command: Command) -> None:
     process = command(cluster.address, "--nworkers=2", "--nthreads=1", "--dask.reconnect=false")
     first, second = cluster.wait_for_workers(2).values()
+    command.await_ready(2)
     kill(first["pid"])
     ((_, left),) = cluster.wait_for_workers(1).items()
     assert left["pid"] == second["pid"]
