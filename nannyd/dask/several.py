@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import FrameType
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _PR_SET_PDEATHSIG = 1
 _OURS = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC")
 """Said to one process: systemd must not hear of N workers what is true of one."""
@@ -31,8 +31,10 @@ class Several:
         self._commands = commands
         self._pid_file = None if not pid_file else Path(pid_file)
         self._children: list[subprocess.Popen[bytes]] = []
+        self._pidfds: list[int] = []
         self._asked: signal.Signals | None = None
         self._told: set[int] = set()
+        """Those of the pidfds that have heard of it."""
 
     def run(self) -> int:
         """Start all, wait for all, and return the first exit status that is not 0."""
@@ -46,7 +48,8 @@ class Several:
         finally:
             if self._pid_file is not None:
                 self._pid_file.unlink(missing_ok=True)
-        return next((128 - status if status < 0 else status for status in statuses if status), 0)
+        clean = (0, None if self._asked is None else -self._asked)  # the latter: before it was nannyd
+        return next((128 - status if status < 0 else status for status in statuses if status not in clean), 0)
 
     def _start(self) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
@@ -67,8 +70,10 @@ class Several:
                 preexec_fn=end_with_us,
             )
             self._children.append(child)
-            if self._asked is not None and child.pid not in self._told:  # between the fork and the list
-                child.send_signal(self._asked)
+            pidfd = os.pidfd_open(child.pid)
+            self._pidfds.append(pidfd)
+            if self._asked is not None and pidfd not in self._told:  # between the fork and the list
+                self._tell(pidfd, self._asked)
 
     def _environ(self, number: int) -> dict[str, str]:
         environ = {name: value for name, value in os.environ.items() if name not in _OURS}
@@ -78,7 +83,10 @@ class Several:
 
     def _pass_on(self, number: int, _: FrameType | None) -> None:
         self._asked = signal.Signals(number)
-        for child in self._children:
-            self._told.add(child.pid)
-            with contextlib.suppress(ProcessLookupError):
-                child.send_signal(self._asked)
+        for pidfd in self._pidfds:
+            self._tell(pidfd, self._asked)
+
+    def _tell(self, pidfd: int, number: signal.Signals) -> None:
+        self._told.add(pidfd)
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            signal.pidfd_send_signal(pidfd, number)

@@ -55,9 +55,9 @@ class Command:
         """Wait until nothing is left of all that was started."""
         self._wait_until(lambda: not processes_marked(self.home.mark))
 
-    def await_ready(self, count: int) -> None:
-        """Wait until nannyd has heard of *count* workers that they are ready."""
-        self._wait_until(lambda: self.log().count(" is ready after ") == count)
+    def await_words(self, words: str, count: int = 1) -> None:
+        """Wait until the log has *words* for the *count*th time."""
+        self._wait_until(lambda: self.log().count(words) == count)
 
     def _wait_until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE
@@ -131,8 +131,9 @@ def test_workers_end_with_a_command_that_is_killed(cluster: Cluster, command: Co
 def test_one_that_fails_does_not_take_the_others_with_it(cluster: Cluster, command: Command) -> None:
     process = command(cluster.address, "--nworkers=2", "--nthreads=1", "--dask.reconnect=false")
     first, second = cluster.wait_for_workers(2).values()
-    command.await_ready(2)
+    command.await_words(" is ready after ", 2)
     kill(first["pid"])
+    command.await_words(" has ended: ")
     ((_, left),) = cluster.wait_for_workers(1).items()
     assert left["pid"] == second["pid"]
     assert process.poll() is None
