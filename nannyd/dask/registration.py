@@ -76,8 +76,9 @@ class Registration:
     async def close(self, *, started: bool) -> None:
         """Send the second message, and hang up.  Does nothing the second time.
 
-        Whoever hangs up before the scheduler has replied lets it write in vain.  In Python 3.13 that error may
-        be taken for one of another TLS connection, whose worker is then lost: OpenSSL queues errors by thread.
+        Whoever hangs up before the scheduler has replied lets it write in vain.  In Python 3.13 that error
+        may be taken for one of another TLS connection, whose worker is then lost: OpenSSL queues errors by
+        thread.
         """
         if self._comm.closed():
             return
