@@ -59,12 +59,15 @@ class Link:
         self._asked: dict[int, Future[dict[str, Any]]] = {}
         self._changes: dict[int, tuple[str, str | None]] = {}
         """What the supervisor has not confirmed yet of changes of the environment."""
+        self.learned: Callable[[], None] = lambda: None
+        """Is called when there are new facts."""
         self.learn(facts)
 
     def learn(self, facts: Mapping[str, Any]) -> None:
         """Take over new facts."""
         known = {key: facts[key] for key in Facts.__dataclass_fields__ if key in facts}
         self.facts = Facts(**known, other={key: facts[key] for key in facts if key not in known})
+        self.learned()
 
     def ask(self, what: str, **parameters: Any) -> Future[dict[str, Any]]:
         """Ask the supervisor; the future gets what it answers, or a NannyError."""

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import gc
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
-def configure(config: dict[str, Any]) -> None:
-    """Lay *config* over Dask's own configuration, before distributed reads any of it, and import that."""
+def configure(
+    config: dict[str, Any], import_it: Callable[[], object] = lambda: import_module("distributed")
+) -> None:
+    """Lay *config* over Dask's own configuration, before distributed reads any of it, and import that.
+
+    *import_it* does that.
+    """
     _lay(config)
-    _import_distributed()
+    _import_distributed(import_it)
     _lay(config)  # distributed has put its defaults where None was set
 
 
@@ -35,12 +44,11 @@ def _lay(config: dict[str, Any]) -> None:
         dask.config.update(dask.config.config, tree)
 
 
-def _import_distributed() -> None:
+def _import_distributed(import_it: Callable[[], object]) -> None:
     """Import it without the garbage collector, which finds nothing there but takes a fifth of the time."""
     was_enabled = gc.isenabled()
     gc.disable()
-    import distributed  # noqa: F401
-
+    import_it()
     gc.freeze()
     if was_enabled:
         gc.enable()

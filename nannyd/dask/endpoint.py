@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distributed.core import Server, Status, error_message
-from distributed.worker import run
 from tornado.ioloop import IOLoop
 
 from nannyd.agent.nanny import Nanny as AgentNanny
 from nannyd.agent.work import Failed
+from nannyd.dask import early
 from nannyd.dask.activity import Requests
 from nannyd.dask.configuration import make_security
 from nannyd.dask.events import log_exits
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 _SETTLING = 5.0
 """Seconds for which a new connection counts as something under way, for it is here to ask."""
+_SOON = 1.0
+"""Seconds within which a worker that was killed has a successor, or the answer does not wait for that."""
 _RUNNER = "call run"
 """In whose name functions of `Client.run(nanny=True)` change the worker's environment."""
 
@@ -87,6 +89,8 @@ class Nanny(Server):
             needs_workdir=False,
         )
         self._comms = Requests(activity)
+        self._learned = asyncio.Event()
+        link.learned = lambda: self.io_loop.add_callback(self._learned.set)
 
     # --- What it knows --------------------------------------------------------------------------------
 
@@ -156,8 +160,19 @@ class Nanny(Server):
     # --- What it is asked for -------------------------------------------------------------------------
 
     async def kill(self, timeout: float | None = None, reason: str = "nanny-kill") -> None:
-        """End the worker; answered when it is dead.  The next one is started at once."""
+        """End the worker; answered when it is dead.  The next one is started at once.
+
+        The scheduler then looks for the next one every 0.2 s: if that is there soon, it need not look again.
+        """
+        before = self._link.facts.pid
         await self._ask("respawn", timeout=timeout, reason=reason)
+        until = self.io_loop.time() + _SOON
+        while self._link.facts.state != "running" or self._link.facts.pid == before:
+            self._learned.clear()
+            try:
+                await asyncio.wait_for(self._learned.wait(), until - self.io_loop.time())
+            except asyncio.TimeoutError:
+                return
 
     async def instantiate(self) -> Status:
         """Start the worker, if it is not running; answered when it is ready."""
@@ -194,6 +209,9 @@ class Nanny(Server):
 
     async def run(self, comm: Any, *args: Any, **kwargs: Any) -> Any:
         """Run a function here; what it does to this process reaches the next worker, as with Dask's nanny."""
+        early.complete()
+        from distributed.worker import run
+
         nanny = AgentNanny(self._link, _RUNNER)
         watch = Watch()
         answer = await run(self.facade(nanny), comm, *args, **kwargs)

@@ -8,12 +8,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from nannyd.dask import early
+
 LOADED_BY = "nannyd.dask.plugins:load"
 """The target of such a plugin."""
 
 
 def load(path: str) -> Any:
     """Return the plugin that is pickled at *path*."""
+    early.complete()
     from distributed.protocol.pickle import loads
 
     return loads(Path(path).read_bytes())

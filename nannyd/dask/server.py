@@ -18,6 +18,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from nannyd.core import boot, wire
+from nannyd.dask import early
 from nannyd.dask.activity import Activity
 from nannyd.dask.configuration import configure
 from nannyd.dask.inherit import Watch
@@ -66,6 +67,7 @@ class Extension:
 
         async def call() -> Any:
             facade = (await self._endpoint()).facade(nanny)
+            early.complete()
             watch = Watch()
             result = await _maybe_await(function(facade))
             traces = self._traces[nanny.owner] = watch.traces()
@@ -127,7 +129,7 @@ class Extension:
             raise
 
     async def _make(self) -> endpoint.Nanny:
-        configure(dict(self._arguments.get("config") or {}))
+        configure(dict(self._arguments.get("config") or {}), early.begin)
         from nannyd.dask.endpoint import Nanny
 
         made = Nanny(self._link, self._host, self._loops, self._activity, **self._arguments)
