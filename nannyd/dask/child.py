@@ -6,7 +6,10 @@ What makes it a worker is whatever the caller of the Nanny gave: a class and arg
 from __future__ import annotations
 
 import base64
+import os
 import pickle
+import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +30,8 @@ class Child:
         """
         sys.path[:] = path
         self._failure = Path(failure)
+        self._parent = os.getppid()
+        self._rooms = (self._failure.parent, Path(local_directory).parent)
         with _Told(self._failure):
             self._worker = _make(pickled, local_directory)
 
@@ -50,8 +55,18 @@ class Child:
         await self._worker.finished()
 
     async def close(self, timeout: float, reason: str) -> None:
-        """Close the worker alone: its nanny knows."""
-        await self._worker.close(nanny=False, timeout=timeout, reason=reason)
+        """Close the worker alone: its nanny knows, or is gone, and then this clears up for both."""
+        try:
+            await self._worker.close(nanny=False, timeout=timeout, reason=reason)
+        finally:
+            if os.getppid() != self._parent:
+                self._leave_nothing()
+
+    def _leave_nothing(self) -> None:
+        for directory in self._rooms:
+            shutil.rmtree(directory, ignore_errors=True)
+        if os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)  # with what tasks have started
 
 
 def pack(config: dict[str, object], worker_class: object, arguments: dict[str, object]) -> str:

@@ -44,6 +44,10 @@ if TYPE_CHECKING:
 LIBRARY = Path(nannyd.__file__).resolve().parent.parent
 STOP_TIMEOUT = 5.0
 """Seconds, the Nanny's."""
+_RESTART = RestartPolicy(
+    mode=RestartMode.NO, immediate=1, max_delay=10.0, reset_after=5.0, start_limit_burst=0
+)
+"""Never given up, as by Dask's, which knows no delay: workers that die young, in a row, are held back."""
 _SOCKET_MAX = 107
 """Bytes of the name of a socket, unix(7)."""
 _LONGEST = "/nannyd-12345678/notify-12345678"
@@ -78,7 +82,7 @@ def plan(name: str, target: str, kwargs: dict[str, Any], directory: str, thresho
             watchdog=None,
         ),
         memory=MemoryPlan(MemoryMode.AUTO, thresholds, swap=None, where="memory_limit"),
-        restart=RestartPolicy(mode=RestartMode.NO, immediate=1, start_limit_burst=0),
+        restart=_RESTART,
         agent=AgentPlan(
             python="",
             preload=[],

@@ -11,6 +11,7 @@ import gc
 import importlib
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -46,7 +47,7 @@ def program(coroutine: Callable[[], Awaitable[None]]) -> Callable[[], None]:
             before = children()
             asyncio.run(asyncio.wait_for(coroutine(), 2 * PATIENCE))
             assert children() <= before, "children are left"
-        left = [path for path in home.rglob("*") if "nannyd-" in path.name or "worker-" in path.name]
+        left = [path for path in home.rglob("*") if re.search("nannyd-|worker-", path.name)]
         assert not left, f"{left} is left"
 
     return run
@@ -729,3 +730,62 @@ def a_loop_that_ends_takes_its_workers_along() -> None:
     while not all(map(is_gone, pids)):
         assert time.monotonic() < until
         time.sleep(0.02)
+
+
+def a_program_that_ends_leaves_nothing() -> None:
+    """Nobody closes the cluster: at its end, and when it is killed."""
+    for end in ("pass", "os.kill(os.getpid(), 9)"):
+        with tempfile.TemporaryDirectory() as directory:
+            environ = {**os.environ, "PYTHONPATH": ":".join(sys.path), "TMPDIR": directory}
+            text = UNCLOSED.format(end=end)
+            ended = subprocess.run([sys.executable, "-c", text], env=environ, capture_output=True, text=True)
+            pids = list(map(int, ended.stdout.split()))
+            assert len(pids) == 2, ended.stderr
+            until = time.monotonic() + PATIENCE
+            while not all(map(is_gone, pids)):
+                assert time.monotonic() < until, (end, [pid for pid in pids if not is_gone(pid)])
+                time.sleep(0.02)
+            left = [path for path in Path(directory).rglob("*") if re.search("nannyd-|worker-", path.name)]
+            assert not left, (end, left)
+
+
+UNCLOSED = """
+import os, subprocess
+import distributed
+from nannyd.dask import Nanny
+
+def start():
+    return os.getpid(), subprocess.Popen(["sleep", "600"], stdout=-3, stderr=-3).pid
+
+if __name__ == "__main__":
+    cluster = distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, worker_class=Nanny, dashboard_address=None
+    )
+    client = distributed.Client(cluster)
+    print(*client.submit(start).result(), flush=True)
+    {end}
+"""
+
+
+@program
+async def connections_may_be_encrypted() -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        request = "openssl req -x509 -newkey rsa:2048 -nodes -batch -days 2 -subj /CN=localhost"
+        files = [f"{directory}/{name}.pem" for name in ("cert", "key")]
+        command = [*request.split(), "-out", files[0], "-keyout", files[1]]
+        subprocess.run(command, check=True, capture_output=True)
+        given = {"tls_ca_file": files[0], "require_encryption": True}
+        for role in ("scheduler", "worker", "client"):
+            given |= {f"tls_{role}_cert": files[0], f"tls_{role}_key": files[1]}
+        security = distributed.Security(**given)
+        async with (
+            scheduler(security=security, protocol="tls://") as s,
+            client_of(s, security=security) as c,
+            Nanny(s.address, security=given) as nanny,
+        ):
+            assert nanny.address.startswith("tls://")
+            assert nanny.worker_address.startswith("tls://")
+            assert await c.submit(sum, [1, 2]) == 3
+            assert list((await c.run(os.getpid, nanny=True)).values()) == [os.getpid()]
+            await c.restart()
+            assert await c.submit(sum, [1, 2]) == 3
