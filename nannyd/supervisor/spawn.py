@@ -49,6 +49,9 @@ _SETSIGDEF, _SETSIGMASK, _SETSID, _SETCGROUP = 0x04, 0x08, 0x80, 0x100
 _SIZE = 1024
 """Bytes, more than posix_spawnattr_t (336) and posix_spawn_file_actions_t (80) take."""
 
+_NOBODY_KNOWS = 255
+"""Exit status of a child that somebody else has reaped; the same as multiprocessing's."""
+
 _CANNOT_ENTER = {errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
 """Answers of a kernel, C library or seccomp filter that does not let clone3 choose a cgroup."""
 
@@ -119,7 +122,10 @@ class Child:
     def reap(self) -> WaitStatus | None:
         """Return how the process ended; None while it runs."""
         if self._status is None:
-            ended = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG)
+            try:
+                ended = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG)
+            except ChildProcessError:  # another part of this program has reaped it, or it ignores SIGCHLD
+                return WaitStatus(code=_NOBODY_KNOWS)
             if ended is not None:
                 self._status = wait_status(ended.si_code, ended.si_status)
         return self._status
@@ -127,7 +133,8 @@ class Child:
     def end(self) -> None:
         """Kill and reap it, where nothing else has begun to watch it; SIGKILL does not take long."""
         self.signal(signal.SIGKILL)
-        os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
+        with suppress(ChildProcessError):
+            os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
 
     def close(self) -> None:
         """Give back the pidfd."""

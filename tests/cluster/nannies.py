@@ -544,6 +544,16 @@ async def other_ends_do_not() -> None:
         assert c.status == "running"
 
 
+@program
+async def a_program_may_want_no_word_of_its_children() -> None:
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    async with scheduler() as s, Nanny(s.address) as nanny:
+        inner = nanny.process.process
+        await fall(nanny)
+        assert inner.exitcode == 255  # nobody can say
+    signal.signal(signal.SIGCHLD, before)
+
+
 # --- What is asked of it ----------------------------------------------------------------------------
 
 
