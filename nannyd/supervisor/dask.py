@@ -28,10 +28,10 @@ from nannyd.core.lifecycle import (
     WorkerStopping,
 )
 from nannyd.core.plan import Plugin
-from nannyd.core.restart import RestartPolicy, restart_delay
 from nannyd.supervisor import notices, telling
 from nannyd.supervisor.agent import DASK_TIMEOUT
 from nannyd.supervisor.agentlife import AgentFailedError, CodeFailedError, told
+from nannyd.supervisor.door import Door
 from nannyd.supervisor.notices import say
 from nannyd.supervisor.spawn import SpawnError
 
@@ -52,11 +52,6 @@ _TEXT_MAX = 1000
 """Characters of a name, an address, a reason."""
 _DIGEST = 64
 """Characters of a SHA-256 in hexadecimal."""
-_BACK_OFF = RestartPolicy(delay=0.5, growth=2.0, max_delay=60.0, jitter=0.0)
-_TRIES = 3
-"""So often an agent may fail in a row before those who wait for it are turned away."""
-_STABLE = 60.0
-_BACKLOG_MAX = 4096
 
 
 class _NonsenseError(ValueError):
@@ -269,85 +264,6 @@ class Dask:
         """Let go of the socket."""
         self._door.close()
         self._sweep()
-
-
-class Door:
-    """The listening socket: who knocks starts the agent, which then opens by itself."""
-
-    def __init__(self, agent: Agent, loop: asyncio.AbstractEventLoop, tasks: asyncio.TaskGroup) -> None:
-        """There is no socket yet."""
-        self._agent, self._loop, self._tasks = agent, loop, tasks
-        self._socket: socket.socket | None = None
-        self._failures = 0
-        self._began = 0.0
-        self._serves = False
-        self._timer: asyncio.TimerHandle | None = None
-        agent.rested = self._rested
-
-    def open(self, listener: socket.socket) -> None:
-        """Take over *listener* and look at it."""
-        self._socket = listener
-        self._look()
-
-    def _look(self) -> None:
-        self._timer = None
-        if self._socket is not None:
-            self._loop.add_reader(self._socket, self._knocked)
-
-    def _knocked(self) -> None:
-        assert self._socket is not None  # noqa: S101 - it is looked at
-        self._loop.remove_reader(self._socket)
-        self._tasks.create_task(self._serve(self._socket))
-
-    async def _serve(self, listener: socket.socket) -> None:
-        """Start the agent for who has connected.  The connection waits in the socket, also for the next."""
-        now = self._loop.time()
-        if now - self._began >= _STABLE:
-            self._failures = 0
-        self._began = now
-        try:
-            await self._agent.serve(listener.fileno())
-        except CodeFailedError as failed:
-            say(notices.PLUGIN_FAILED, **told(failed.failure))
-        except (AgentFailedError, SpawnError):
-            pass  # it was told
-        self._serves = self._agent.serves
-        if not self._serves:
-            self._back_off()
-
-    def _rested(self, why: str) -> None:
-        """Learn that nobody answers any more."""
-        if not self._serves:
-            return
-        self._serves = False
-        if why:
-            self._back_off()
-        else:
-            self._look()
-
-    def _back_off(self) -> None:
-        """Look again after a while; who comes when nobody has answered for long, is turned away."""
-        if self._socket is None:
-            return
-        self._failures += 1
-        if self._failures > _TRIES:
-            self._turn_away(self._socket)
-        delay = restart_delay(_BACK_OFF, self._failures - 1, 0.5)
-        self._timer = self._loop.call_later(delay, self._look)
-
-    def _turn_away(self, listener: socket.socket) -> None:
-        with suppress(OSError):  # nobody is left
-            for _ in range(_BACKLOG_MAX):
-                listener.accept()[0].close()
-
-    def close(self) -> None:
-        """Look no more."""
-        listener, self._socket = self._socket, None
-        if self._timer is not None:
-            self._timer.cancel()
-        if listener is not None:
-            self._loop.remove_reader(listener)
-            listener.close()
 
 
 def _object(text: str) -> dict[str, Any]:
