@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from nannyd.ctl.render import Style
 
 GAP = 2
-_LAST_LEAST = 12
+_LAST_ENOUGH, _LAST_LEAST = 24, 12
 _NAME_LEAST = 8
 
 
@@ -46,15 +46,15 @@ class Columns:
         return [self._row(row, widths, width, utf8=utf8) for row in rows]
 
     def _narrow(self, widths: list[int], width: int) -> None:
-        """Take from the last column, then the bars, then the name."""
+        """Take from the last column while it says enough; else the bars, then from it, then the name."""
 
         def over() -> int:
             used = [wide for wide in widths if wide]
             return sum(used) + GAP * (len(used) - 1) - width
 
-        widths[-1] -= max(0, min(over(), widths[-1] - _LAST_LEAST))
-        if over() > 0:
+        if over() > max(0, widths[-1] - _LAST_ENOUGH):
             widths[self.bar] = 0
+        widths[-1] -= max(0, min(over(), widths[-1] - _LAST_LEAST))
         widths[0] -= max(0, min(over(), widths[0] - _NAME_LEAST))
 
     def _row(self, row: Row, widths: list[int], width: int, *, utf8: bool) -> Row:

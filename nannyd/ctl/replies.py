@@ -77,6 +77,13 @@ class Table:
         values = self._get(key, list, "a list", None)
         return [Table(value, f"{self._where}.{key}[{index}]") for index, value in enumerate(values)]
 
+    def texts(self, key: str) -> list[str]:
+        """Return a list of strings."""
+        values = self._get(key, list, "a list", None)
+        if not all(isinstance(value, str) for value in values):
+            raise NonsenseError(f"its answer cannot be read: {self._where}.{key} must have strings")
+        return values
+
     def counts(self, key: str) -> dict[str, int]:
         """Return an object whose values are integers."""
         table = self.table(key)
@@ -176,6 +183,7 @@ class Status:
     memory: Memory
     last_exit: Exit | None
     log_level: int | None
+    plugins: list[str]
 
 
 def status(reply: dict[str, Any]) -> Status:
@@ -183,6 +191,7 @@ def status(reply: dict[str, Any]) -> Status:
     table = Table(reply)
     worker = table.table_or_none("worker")
     last_exit = table.table_or_none("lastExit")
+    agent = table.table_or_none("agent")
     return Status(
         raw=reply,
         version=table.text("version"),
@@ -202,6 +211,7 @@ def status(reply: dict[str, Any]) -> Status:
         memory=_memory(table.table("memory")),
         last_exit=None if last_exit is None else exit_of(last_exit),
         log_level=table.whole("logLevel"),
+        plugins=[] if agent is None else agent.texts("plugins"),
     )
 
 
@@ -328,6 +338,8 @@ def _refusal(error: str, table: Table) -> str:
             return f"{table.text('where')}: {table.text('type')}: {table.text('message')}"
         case "AgentFailed" | "CannotExecute":
             return table.text("reason")
+        case "NoSuchPlugin":
+            return f"it has no plugin {table.text('name')}"
         case "TooManyRuns":
             return f"it runs {table.integer('limit')} commands already"
         case "org.varlink.service.MethodNotFound" | "org.varlink.service.InterfaceNotFound":

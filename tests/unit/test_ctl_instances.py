@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 
 from nannyd.core.paths import Scope
 from nannyd.ctl import client, instances, replies, units
-from nannyd.ctl.client import FailureError, NotAnsweringError, NotListeningError, Question, RefusedError
+from nannyd.ctl.client import (
+    Address,
+    FailureError,
+    NotAnsweringError,
+    NotListeningError,
+    Question,
+    RefusedError,
+)
 from nannyd.ctl.instances import Instance
 from nannyd.ctl.units import Unit
 
@@ -139,7 +146,9 @@ def test_a_name_means_one_and_a_pattern_what_is_listed() -> None:
     [
         ("nonesuch", "there is no instance nonesuch"),
         ("z*", "no instance matches 'z*'"),
-        ("../x", "'../x' begins with '.'"),
+        ("../x", "there is no instance ../x"),
+        ("/x", "'/x' has no user before the slash"),
+        (".x", "'.x' begins with '.'"),
         ("nannyd", "'nannyd' is reserved"),
     ],
 )
@@ -286,12 +295,12 @@ class Server:
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+def serve(tmp_path: Path) -> Iterator[Callable[..., Address]]:
     servers: list[Server] = []
 
-    def make(converse: Callable[[socket.socket], None]) -> Path:
+    def make(converse: Callable[[socket.socket], None]) -> Address:
         servers.append(Server(tmp_path / str(len(servers)), converse))
-        return servers[-1].path
+        return Address(servers[-1].path)
 
     yield make
     for server in servers:
@@ -312,7 +321,7 @@ def saying(*chunks: bytes) -> Callable[[socket.socket], None]:
     return converse
 
 
-def test_a_reply_comes_in_pieces(serve: Callable[..., Path]) -> None:
+def test_a_reply_comes_in_pieces(serve: Callable[..., Address]) -> None:
     message = json.dumps({"parameters": {"text": "x" * 300_000}}).encode() + b"\0"
     pieces = [message[start : start + 70_000] for start in range(0, len(message), 70_000)]
     path = serve(saying(*pieces))
@@ -332,19 +341,19 @@ def test_a_reply_comes_in_pieces(serve: Callable[..., Path]) -> None:
     ],
 )
 def test_what_is_no_reply_is_a_failure(
-    serve: Callable[..., Path], said: bytes, kind: type[FailureError], words: str
+    serve: Callable[..., Address], said: bytes, kind: type[FailureError], words: str
 ) -> None:
     with pytest.raises(kind, match=words):
         client.call(serve(saying(said)), "a.B", patience=5)
 
 
-def test_a_reply_without_an_end_is_given_up(serve: Callable[..., Path]) -> None:
+def test_a_reply_without_an_end_is_given_up(serve: Callable[..., Address]) -> None:
     question = Question(serve(saying(*[b" " * 65536] * 64)), "a.B")
     (answer,) = client.ask([question], patience=5, longest=1 << 20)
     assert (type(answer), str(answer)) == (client.NonsenseError, "its reply is longer than 1 MiB")
 
 
-def test_a_reply_that_drips_is_given_up_in_time(serve: Callable[..., Path]) -> None:
+def test_a_reply_that_drips_is_given_up_in_time(serve: Callable[..., Address]) -> None:
     end = threading.Event()
 
     def drip(connection: socket.socket) -> None:
@@ -358,7 +367,7 @@ def test_a_reply_that_drips_is_given_up_in_time(serve: Callable[..., Path]) -> N
 
 
 def test_a_socket_of_another_user_is_not_trusted(
-    serve: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    serve: Callable[..., Address], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = serve(lambda connection: None)
     monkeypatch.setattr(client, "_CREDENTIALS", Credentials())
@@ -378,14 +387,14 @@ class Credentials:
 
 
 def test_all_are_asked_at_once_and_the_silent_one_is_not_waited_for_alone(
-    serve: Callable[..., Path], tmp_path: Path
+    serve: Callable[..., Address], tmp_path: Path
 ) -> None:
     end = threading.Event()
     answers = client.ask(
         [
             Question(serve(lambda connection: void(end.wait(10))), "a.B"),
             Question(serve(saying(b'{"parameters": {"n": 1}}\0')), "a.B"),
-            Question(tmp_path / "nonesuch" / "control", "a.B"),
+            Question(Address(tmp_path / "nonesuch" / "control"), "a.B"),
         ],
         patience=5,
         quiet=0.3,

@@ -88,7 +88,7 @@ def test_no_line_is_wider_than_the_terminal(width: int, utf8: bool) -> None:  # 
     assert text.isascii() or utf8
 
 
-def test_the_last_column_gives_way_first_then_the_bars_then_the_name() -> None:
+def test_the_last_column_gives_way_while_it_says_enough_then_the_bars_then_the_name() -> None:
     def lines(width: int) -> list[str]:
         style = Style(terminal=True, utf8=True, width=width)
         named = [samples.running("a-rather-long-name")]
@@ -97,10 +97,13 @@ def test_the_last_column_gives_way_first_then_the_bars_then_the_name() -> None:
     assert lines(110) == [
         "  a-rather-long-name  running  834  59s  50.0/200.0 MiB  ██▌░░░░░░░  1  memory, by nannyd, 1min ago"
     ]
-    assert lines(90) == [
-        "  a-rather-long-name  running  834  59s  50.0/200.0 MiB  ██▌░░░░░░░  1  memory, by nannyd…"
+    assert lines(96) == [
+        "  a-rather-long-name  running  834  59s  50.0/200.0 MiB  ██▌░░░░░░░  1  memory, by nannyd, 1min…"
     ]
-    assert lines(80) == ["  a-rather-long-name  running  834  59s  50.0/200.0 MiB  1  memory, by …"]
+    assert lines(92) == [
+        "  a-rather-long-name  running  834  59s  50.0/200.0 MiB  1  memory, by nannyd, 1min ago"
+    ]
+    assert lines(80) == ["  a-rather-long-name  running  834  59s  50.0/200.0 MiB  1  memory, by nannyd, …"]
     assert lines(68) == ["  a-rather-long…  running  834  59s  50.0/200.0 MiB  1  memory, by …"]
 
 
@@ -133,10 +136,12 @@ def test_json_has_the_same_keys_for_all() -> None:
     assert listing.describe(some()[0]) == {
         "name": "big",
         "scope": "system",
+        "user": None,
         "unit": "nannyd@big.service",
         "state": "running",
         "activeState": "active",
         "reason": None,
+        "ending": None,
         "processId": 826,
         "workerProcessId": 834,
         "workerStartedAt": samples.micro(59),
