@@ -201,15 +201,15 @@ def find(
     given up.  *silent* receives the users whose service managers have not answered in time.
     """
     wanted = set(scopes)
-    others = owners.others(environ) if wanted == set(Scope) else []
+    every = every or any("/" in name for name in names)
+    others = owners.others(environ, every=every) if wanted == set(Scope) else []
     told = _OTHERS_PATIENCE if quiet is None else _OTHERS_QUICKLY
     runtime = environ.get("XDG_RUNTIME_DIR")
     inquiries = [units.Inquiry(it) for scope in wanted if (it := Manager(scope)).runs(runtime)]
     inquiries += [
         units.Inquiry(manager, told)
         for owner in others
-        if (every or owner.has_run_some or any(_may_mean(name, owner) for name in names))
-        and (manager := Manager(Scope.USER, owner)).runs(runtime)
+        if (manager := Manager(Scope.USER, owner)).runs(runtime)
     ]
     found = _Found()
     for scope, parent in parents(environ):
@@ -265,10 +265,6 @@ class _Found:
             if name_problem(name) is None:
                 instance = self.at(name, manager)
                 instance.was_started, instance.end = name in states, states.get(name)
-
-
-def _may_mean(name: str, owner: Owner) -> bool:
-    return "/" in name and _is_owner(name.partition("/")[0], owner)
 
 
 def _look_closer(instances: Iterable[Instance], names: Sequence[str], patience: float) -> None:

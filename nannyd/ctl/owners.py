@@ -42,11 +42,6 @@ class Owner:
         """The user's XDG_RUNTIME_DIR."""
         return _RUNTIMES / str(self.uid)
 
-    @property
-    def has_run_some(self) -> bool:
-        """Whether an instance was started since the user logged in: the directory stays."""
-        return os.path.lexists(self.runtime / "nannyd")
-
     def directories(self) -> list[Path]:
         """Return the runtime directories that have a socket."""
         parents = (self.runtime / "nannyd", in_tmp(self.uid))
@@ -54,12 +49,19 @@ class Owner:
         return list(itertools.islice(found, INSTANCES_MAX))
 
 
-def others(environ: Mapping[str, str]) -> list[Owner]:
-    """Return the users beside us who may have instances, if we are root."""
+def others(environ: Mapping[str, str], *, every: bool) -> list[Owner]:
+    """Return the users beside us who have started an instance since they logged in, if we are root.
+
+    *every*: also those who have not.  The directory stays when an instance has ended.
+    """
     if os.geteuid() != 0:
         return []
     own = environ.get("XDG_RUNTIME_DIR")
-    uids = {uid for path, uid in _numbered(_RUNTIMES, "") if str(path) != own and is_of(path, uid)}
+    uids = {
+        uid
+        for path, uid in _numbered(_RUNTIMES, "")
+        if str(path) != own and is_of(path, uid) and (every or os.path.lexists(path / "nannyd"))
+    }
     uids |= {uid for path, uid in _numbered(in_tmp(0).parent, "nannyd-") if uid and is_of(path, uid)}
     return [owner_of(uid) for uid in sorted(uids)]
 

@@ -288,7 +288,7 @@ def _await_end(deed: Deed) -> None:
         return
     try:
         pidfd = os.pidfd_open(deed.instance.status.pid)
-    except OSError:
+    except (OSError, OverflowError):  # it has gone, or has told nonsense
         return
     try:
         if not select.select([pidfd], [], [], _GRACE)[0]:

