@@ -57,6 +57,9 @@ def execute(command: Command) -> int:
         return ExitCode.USAGE
     try:
         instance, address = reach(command)
+        if instance.owner is not None and instance.failure is not None:
+            # Who refuses root is no nannyd, and gets no descriptor of ours.
+            raise FailureError(f"{instance.name}: {replies.words(instance.failure)}")
     except FailureError as failure:
         complain(str(failure))
         return OWN_FAILURE
