@@ -73,6 +73,7 @@ def test_root_sees_and_steers_the_instances_of_all(
         assert done("kill", name) == ""
 
     # As in a path, a pattern does not mean what lies deeper.
+    wait_until(lambda: all(one["workerProcessId"] for one in found().values()), "the next workers")
     workers = {name: one["workerProcessId"] for name, one in found().items()}
     done("restart", "*")
     assert {name for name, one in found().items() if one["workerProcessId"] != workers[name]} == {"w"}
