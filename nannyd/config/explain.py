@@ -35,7 +35,7 @@ from nannyd.config.kinds import Limit, signal_name
 from nannyd.config.settings import Setting, catalogue, every_setting
 from nannyd.config.texts import Credential
 from nannyd.config.wording import masked
-from nannyd.core.environ import MASK, looks_secret, mask_url
+from nannyd.core.environ import HEADING, MASK, looks_secret, mask_url
 from nannyd.core.units import format_duration, format_size, parse_duration
 
 if TYPE_CHECKING:
@@ -253,8 +253,8 @@ def explain_text(compiled: Compiled) -> str:
     ]
     variables += [(name, f"{name}={AT_START}", "nannyd") for name in _at_start(compiled)]
     environment = [(text, origin) for _, text, origin in sorted(variables)]
-    lines = [*_notes(compiled), "# settings", *_columns(rows), "", "# environment of the worker"]
-    return "\n".join([*lines, *_columns(environment)]) + "\n"
+    lines = [*_notes(compiled), "# settings", *_columns(rows), ""]
+    return "\n".join([*lines, HEADING + "\n".join(_columns(environment))]) + "\n"
 
 
 def _text(compiled: Compiled, name: str, value: Any) -> str:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 INHERITED = "inherited"
 
+HEADING = "# environment of the worker\n"
+"""Above the variables, where settings and variables are explained."""
+
 HASH_SEED = "6640"
 """The Nanny's own, so that workers agree on the hashes of strings."""
 

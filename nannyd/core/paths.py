@@ -47,12 +47,12 @@ def runtime_directory(name: str, environ: Mapping[str, str]) -> Path:
         return SYSTEM_DIRECTORY / name
     if own := environ.get("XDG_RUNTIME_DIR"):
         return Path(own) / "nannyd" / name
-    return _in_tmp() / name
+    return in_tmp(os.geteuid()) / name
 
 
 def parents(environ: Mapping[str, str]) -> list[tuple[Scope, Path]]:
     """Return the directories in which running instances have theirs: the system's, and the caller's own."""
-    own = [_in_tmp()]
+    own = [in_tmp(os.geteuid())]
     if runtime := environ.get("XDG_RUNTIME_DIR"):
         own.insert(0, Path(runtime) / "nannyd")
     return [(Scope.SYSTEM, SYSTEM_DIRECTORY), *((Scope.USER, path) for path in own)]
@@ -77,6 +77,11 @@ def lock_file(directory: Path) -> Path:
     return directory / "lock"
 
 
+def end_file(state: Path) -> Path:
+    """Return the path of the file in which an instance that has ended says why; *state* is its directory."""
+    return state / ".ended.json"
+
+
 def socket_path_problem(directory: Path) -> str | None:
     """Say that the sockets' paths would be longer than the kernel takes, or return None."""
     length = len(os.fsencode(directory / _LONGEST_SOCKET))
@@ -90,7 +95,7 @@ def socket_path_problem(directory: Path) -> str | None:
 
 def make_runtime_directory(directory: Path) -> None:
     """Make *directory* where it is missing.  Raises OSError, also for one in /tmp that is not ours alone."""
-    if directory.parent == _in_tmp():
+    if directory.parent == in_tmp(os.geteuid()):
         for path in (directory.parent, directory):
             path.mkdir(mode=0o700, exist_ok=True)
             _check_own(path)
@@ -100,8 +105,9 @@ def make_runtime_directory(directory: Path) -> None:
     directory.mkdir(exist_ok=True, mode=mode)
 
 
-def _in_tmp() -> Path:
-    return Path(f"/tmp/nannyd-{os.geteuid()}")  # noqa: S108 (checked before use)
+def in_tmp(uid: int) -> Path:
+    """Return where user *uid* has runtime directories without XDG_RUNTIME_DIR; to be checked before use."""
+    return Path(f"/tmp/nannyd-{uid}")  # noqa: S108
 
 
 def _check_own(path: Path) -> None:

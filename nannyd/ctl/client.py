@@ -1,7 +1,9 @@
 """Asking instances over their control sockets: Varlink, one JSON object and a NUL byte a message.
 
 Many are asked at once, and nobody is waited for alone.  Who answers is not trusted: a socket counts only if
-whom its directory belongs to (or root) listens there, and a reply is bounded in size and in time.
+whom its directory belongs to (or root) listens there, and a reply is bounded in size and in time.  Another
+user's (root asks them) is reached by no link, counts only if that user listens, and is not waited for while
+it makes others wait.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ REPLY_MAX = 16 << 20
 
 _AT_ONCE = 256
 """Connections that are open at the same time; a process may have 1,024 descriptors."""
+_OTHERS_SHARE = 16
+"""Other users' replies may be shorter by this factor."""
 _CHUNK = 1 << 18
 _CLOSED = "not answering: it closed the connection; it is about to end, or too many are connected"
 _CREDENTIALS = struct.Struct("3i")
@@ -70,10 +74,36 @@ class RefusedError(FailureError):
 
 
 @dataclass(frozen=True, slots=True)
+class Address:
+    """Where an instance listens."""
+
+    path: Path
+    owner: int | None = None
+    """The other user whose instance it is."""
+
+    def open(self) -> tuple[int, int]:
+        """Return a descriptor of the socket's file, and whom its directory belongs to.  Raises OSError."""
+        path, place = os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW, os.O_PATH | os.O_CLOEXEC | os.O_DIRECTORY
+        if self.owner is None:
+            start, names = self.path.parent, [self.path.name]
+        else:  # /run/user/UID and /tmp are root's; what lies in them may be anything at any time
+            start, names = self.path.parents[2], list(self.path.parts[-3:])
+        directory = os.open(start, place)
+        try:
+            for name in names[:-1]:
+                inner = os.open(name, place | os.O_NOFOLLOW, dir_fd=directory)
+                os.close(directory)
+                directory = inner
+            return os.open(names[-1], path, dir_fd=directory), os.fstat(directory).st_uid
+        finally:
+            os.close(directory)
+
+
+@dataclass(frozen=True, slots=True)
 class Question:
     """One call of one instance."""
 
-    path: Path
+    address: Address
     method: str
     """With its interface."""
     parameters: dict[str, Any] = field(default_factory=dict)
@@ -82,8 +112,8 @@ class Question:
 class Connection:
     """A connection to one instance; it never blocks."""
 
-    def __init__(self, path: Path, longest: int = REPLY_MAX) -> None:
-        """Connect to *path*; a reply has at most *longest* bytes.  Raises FailureError."""
+    def __init__(self, address: Address, longest: int = REPLY_MAX) -> None:
+        """Connect to *address*; a reply has at most *longest* bytes.  Raises FailureError."""
         self.pid = self.uid = 0
         """Who listens, as far as the kernel knows."""
         self._longest = longest
@@ -91,15 +121,18 @@ class Connection:
         self._searched = 0
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            self._connect(path)
+            self._connect(address)
         except BaseException:
             self._socket.close()
             raise
 
-    def _connect(self, path: Path) -> None:
+    def _connect(self, address: Address) -> None:
         try:
-            owner = path.parent.stat().st_uid
-            self._socket.connect(str(path))
+            file, owner = address.open()
+            try:
+                self._socket.connect(f"/proc/self/fd/{file}")
+            finally:
+                os.close(file)
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise NotListeningError("nobody listens at its socket") from error
         except BlockingIOError as error:
@@ -109,7 +142,8 @@ class Connection:
         self.pid, self.uid, _ = _CREDENTIALS.unpack(
             self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         )
-        if self.uid not in (0, owner):
+        allowed = (0, owner) if address.owner is None else (address.owner,)
+        if self.uid not in allowed:
             raise NotTrustedError(f"not trusted: user {self.uid} listens at the socket of user {owner}")
 
     def fileno(self) -> int:
@@ -162,7 +196,9 @@ class Connection:
             yield _parsed(message)
         self._searched = len(self._received)
         if self._searched > self._longest:
-            raise NonsenseError(f"its reply is longer than {self._longest >> 20} MiB")
+            longest = self._longest >> 20, self._longest >> 10
+            size = f"{longest[0]} MiB" if longest[0] else f"{longest[1]} KiB"
+            raise NonsenseError(f"its reply is longer than {size}")
 
 
 def _parsed(message: bytes) -> Reply:
@@ -194,7 +230,7 @@ def ask(
     """Ask all *questions* at once, and return an answer of at most *longest* bytes or a failure for each.
 
     It ends when all have answered, after *patience* seconds (None: never), or when for *quiet* seconds
-    nobody has said anything.
+    nobody has said anything (other users do not count).
     """
     answers: list[Reply | FailureError] = []
     for start in range(0, len(questions), _AT_ONCE):
@@ -203,10 +239,10 @@ def ask(
 
 
 def call(
-    path: Path, method: str, parameters: dict[str, Any] | None = None, *, patience: float | None
+    address: Address, method: str, parameters: dict[str, Any] | None = None, *, patience: float | None
 ) -> Reply:
     """Return the reply to one call.  Raises FailureError."""
-    (answer,) = ask([Question(path, method, parameters or {})], patience=patience)
+    (answer,) = ask([Question(address, method, parameters or {})], patience=patience)
     if isinstance(answer, FailureError):
         raise answer
     return answer
@@ -222,21 +258,23 @@ class _Round:
         self._longest = longest
         self._end = None if patience is None else time.monotonic() + patience
         self._quiet = quiet
+        self._heard_at = time.monotonic()
         self._found: dict[int, Reply | FailureError] = {}
 
     def answers(self) -> list[Reply | FailureError]:
         with selectors.DefaultSelector() as selector, contextlib.ExitStack() as stack:
             self._connect(selector, stack)
-            while selector.get_map() and (ready := selector.select(self._left())):
-                for key, _ in ready:
+            while selector.get_map() and ((left := self._left()) is None or left > 0):
+                for key, _ in selector.select(left):
                     self._hear(selector, key)
         missing = NotAnsweringError("not answering")
         return [self._found.get(index, missing) for index in range(len(self._questions))]
 
     def _connect(self, selector: selectors.BaseSelector, stack: contextlib.ExitStack) -> None:
         for index, question in enumerate(self._questions):
+            longest = self._longest if question.address.owner is None else self._longest // _OTHERS_SHARE
             try:
-                connection = stack.enter_context(contextlib.closing(Connection(question.path, self._longest)))
+                connection = stack.enter_context(contextlib.closing(Connection(question.address, longest)))
                 connection.send(question.method, question.parameters)
             except FailureError as failure:
                 self._found[index] = failure
@@ -244,12 +282,15 @@ class _Round:
                 selector.register(connection, selectors.EVENT_READ, index)
 
     def _left(self) -> float | None:
-        left = None if self._end is None else max(0.0, self._end - time.monotonic())
-        return min((span for span in (left, self._quiet) if span is not None), default=None)
+        quiet = None if self._quiet is None else self._heard_at + self._quiet
+        end = min((instant for instant in (self._end, quiet) if instant is not None), default=None)
+        return None if end is None else end - time.monotonic()
 
     def _hear(self, selector: selectors.BaseSelector, key: selectors.SelectorKey) -> None:
         connection = key.fileobj
         assert isinstance(connection, Connection)  # noqa: S101 - what _connect registered
+        if self._questions[key.data].address.owner is None:
+            self._heard_at = time.monotonic()  # another user's are not waited for, however they drip
         try:
             replies = connection.receive()
             if replies:
@@ -279,12 +320,3 @@ def stream(connections: Iterable[tuple[Any, Connection]]) -> Iterator[tuple[Any,
                     selector.unregister(source)
                     source.close()
                     yield key.data, failure
-
-
-def is_own(path: Path) -> bool:
-    """Say whether *path* is a directory that belongs to us alone."""
-    try:
-        status = path.lstat()
-    except OSError:
-        return False
-    return status.st_uid == os.geteuid() and not status.st_mode & 0o022

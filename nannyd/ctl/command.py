@@ -6,16 +6,17 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from nannyd.core.paths import Scope, control_socket
+from nannyd.core.paths import Scope
 from nannyd.ctl import instances
 from nannyd.ctl.client import FailureError, NotListeningError
 from nannyd.ctl.render import clean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
+    from nannyd.ctl.client import Address
     from nannyd.ctl.instances import Instance
+    from nannyd.ctl.owners import Owner
     from nannyd.ctl.render import Style
 
 FAILED = 1
@@ -50,13 +51,32 @@ class Command:
     """What is no name of an instance: a command; a function and its arguments."""
     env: list[str] = field(default_factory=list)
     directory: str | None = None
+    name: str | None = None
+    """How a plugin is to be called."""
     tty: bool = False
     no_tty: bool = False
 
-    def find(self, *, patience: float | None = None, quiet: float | None = None) -> list[Instance]:
+    @property
+    def asked_for(self) -> list[str]:
+        """Names and patterns; `--all` without names is a pattern."""
+        return [*self.names, *([instances.EVERY] if self.all and not self.names else [])]
+
+    def find(
+        self,
+        *,
+        patience: float | None = None,
+        quiet: float | None = None,
+        silent: list[Owner] | None = None,
+    ) -> list[Instance]:
         """Return all instances there are, those named asked for their status; see `instances.find()`."""
         return instances.find(
-            self.environ, scopes=self.scopes, names=self.names, patience=patience, quiet=quiet
+            self.environ,
+            scopes=self.scopes,
+            names=self.names,
+            every=self.all,
+            patience=patience,
+            quiet=quiet,
+            silent=silent,
         )
 
     def filtered(self, known: Sequence[Instance]) -> tuple[list[Instance], list[str]]:
@@ -67,7 +87,11 @@ class Command:
         if not self.names:
             return [one for one in known if self.all or one.is_listed], []
         found, problems = self.chosen(known)
-        return [one for one in known if one in found or one.name in self.names], problems
+        # Of one name both are meant, the system's and one's own.
+        literal = [name for name in self.names if not instances.is_pattern(name)]
+        return [
+            one for one in known if one in found or any(instances.matches(one, name) for name in literal)
+        ], problems
 
     def chosen(self, known: Sequence[Instance], *, up: bool = False) -> tuple[list[Instance], list[str]]:
         """Return the instances meant, and what is wrong with names.
@@ -76,8 +100,7 @@ class Command:
         """
         found: list[Instance] = []
         problems: list[str] = []
-        names = [*self.names, *(["*"] if self.all and not self.names else [])]
-        for name in names:
+        for name in self.asked_for:
             try:
                 some = instances.choose(known, name)
             except instances.NoInstanceError as error:
@@ -89,8 +112,8 @@ class Command:
         return found, problems
 
 
-def reach(command: Command) -> tuple[Instance, Path]:
-    """Return the one instance that is meant, and its socket.  Raises FailureError."""
+def reach(command: Command) -> tuple[Instance, Address]:
+    """Return the one instance that is meant, and where it listens.  Raises FailureError."""
     chosen, problems = command.chosen(command.find())
     if problems:
         raise FailureError(problems[0])
@@ -98,11 +121,11 @@ def reach(command: Command) -> tuple[Instance, Path]:
         names = ", ".join(one.name for one in chosen)
         raise FailureError(f"{len(chosen)} instances match; name one of {names}")
     (instance,) = chosen
-    if instance.directory is None:
+    if (address := instance.address) is None:
         raise NotListeningError(f"{instance.name}: it does not run ({instance.reason or instance.state})")
     if instance.failure is not None and not instance.is_well:
         raise FailureError(f"{instance.name}: {instance.failure}")
-    return instance, control_socket(instance.directory)
+    return instance, address
 
 
 def complain(message: str) -> None:

@@ -34,9 +34,8 @@ from nannyd.ctl.command import complain, reach
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
-    from nannyd.ctl.client import Reply
+    from nannyd.ctl.client import Address, Reply
     from nannyd.ctl.command import Command
 
 TIMED_OUT, OWN_FAILURE, CANNOT_EXECUTE, NOT_FOUND = 124, 125, 126, 127
@@ -57,12 +56,15 @@ def execute(command: Command) -> int:
         complain("write nannyctl exec [-e NAME=VALUE] [-w DIR] NAME -- COMMAND [ARGUMENT...]")
         return ExitCode.USAGE
     try:
-        instance, path = reach(command)
+        instance, address = reach(command)
+        if instance.owner is not None and instance.failure is not None:
+            # Who refuses root is no nannyd, and gets no descriptor of ours.
+            raise FailureError(f"{instance.name}: {replies.words(instance.failure)}")
     except FailureError as failure:
         complain(str(failure))
         return OWN_FAILURE
     try:
-        return _execute(command, path)
+        return _execute(command, address)
     except RefusedError as refusal:
         complain(f"{instance.name}: {replies.words(refusal)}")
         if refusal.error != f"{NANNY}.CannotExecute":
@@ -73,7 +75,7 @@ def execute(command: Command) -> int:
         return OWN_FAILURE
 
 
-def _execute(command: Command, path: Path) -> int:
+def _execute(command: Command, address: Address) -> int:
     try:
         "".join((*command.words, *command.env, command.directory or "")).encode()
     except UnicodeEncodeError:
@@ -85,13 +87,13 @@ def _execute(command: Command, path: Path) -> int:
         "timeout": command.timeout,
     }
     if command.no_tty or not (command.tty or (os.isatty(0) and os.isatty(1))):
-        ended = _with_our_descriptors(Job(path), parameters)
+        ended = _with_our_descriptors(Job(address), parameters)
     elif not os.isatty(0):
         raise FailureError("there is no terminal to lend: standard input is none")
     else:
         from nannyd.ctl.lent import with_terminal
 
-        ended = with_terminal(Job(path), parameters, command.environ)
+        ended = with_terminal(Job(address), parameters, command.environ)
     return _status(ended, command.timeout)
 
 
@@ -109,13 +111,13 @@ def _status(ended: Reply, timeout: float | None) -> int:
 class Job:
     """A command that nannyd runs for us."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, address: Address) -> None:
         """Connect to the instance.  Raises FailureError."""
         self.ended: Reply | None = None
         """What the last reply says."""
         self.pid: int | None = None
-        self._path = path
-        self.connection = Connection(path)
+        self._address = address
+        self.connection = Connection(address)
         self._waiting: list[int] = []
 
     def start(self, parameters: dict[str, Any], descriptors: Sequence[int]) -> None:
@@ -148,7 +150,7 @@ class Job:
         elif self.ended is None:
             with suppress(FailureError):  # it has ended meanwhile, as the reply will say
                 parameters = {"processId": self.pid, "signal": number}
-                call(self._path, f"{NANNY}.RunSignal", parameters, patience=_PATIENCE)
+                call(self._address, f"{NANNY}.RunSignal", parameters, patience=_PATIENCE)
 
 
 def _with_our_descriptors(job: Job, parameters: dict[str, Any]) -> Reply:

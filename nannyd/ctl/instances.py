@@ -3,38 +3,51 @@
 Three witnesses, none of which knows all: the sockets in the runtime directories (also of instances in the
 foreground), the service managers (also of what has failed), and the configuration (also of what was
 stopped).  They are asked at the same time, and merged by name.
+
+Root sees those of other users, too, as `alice/worker1` (`owners`).
 """
 
 from __future__ import annotations
 
+import functools
 import os
+from collections import defaultdict
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nannyd.core.paths import Scope, control_socket, parents
 from nannyd.core.units import name_problem
-from nannyd.ctl import replies, units
+from nannyd.ctl import ends, files, owners, replies, units
 from nannyd.ctl.client import (
     NANNY,
+    Address,
     FailureError,
     NotListeningError,
     Question,
     RefusedError,
     ask,
-    is_own,
 )
+from nannyd.ctl.programs import collect
+from nannyd.ctl.units import Manager
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
+    from nannyd.ctl.ends import End
+    from nannyd.ctl.owners import Owner
     from nannyd.ctl.replies import Status
-    from nannyd.ctl.units import Unit
+    from nannyd.ctl.units import Inquiry, Unit
 
 _PATIENCE = 5.0
 """Seconds after which those that have not answered are given up."""
+_OTHERS_PATIENCE, _OTHERS_QUICKLY = 2.0, 0.5
+"""The same for other users' service managers, and for a list that is to be there at once."""
 _STATUS_MAX = 1 << 20
 """Bytes of the longest Status: all of them are in memory at the same time."""
+DRAINING = "draining"
+EVERY = "**"
+"""The pattern that means other users' instances, too."""
 _LOOKED_AT = 40
 """Units whose details are asked for: a list is to be there at once."""
 
@@ -43,8 +56,11 @@ _LOOKED_AT = 40
 class Instance:
     """One instance, as far as it is known."""
 
-    name: str
+    bare: str
+    """Its name, for its user."""
     scope: Scope
+    owner: Owner | None = None
+    """The user whose it is, if that is another one."""
     directory: Path | None = None
     """Where its socket is, if there is one."""
     unit: Unit | None = None
@@ -53,6 +69,25 @@ class Instance:
     """Why there is no status, where there is a socket."""
     was_started: bool = False
     """It has a state directory: it has run some time."""
+    end: End | None = None
+    """How it ended, if it has left word."""
+
+    @property
+    def name(self) -> str:
+        """How it is spelled here."""
+        return self.bare if self.owner is None else f"{self.owner.name}/{self.bare}"
+
+    @property
+    def manager(self) -> Manager:
+        """The service manager that would run it."""
+        return Manager(self.scope, self.owner)
+
+    @property
+    def address(self) -> Address | None:
+        """Where it listens, or did."""
+        if self.directory is None:
+            return None
+        return Address(control_socket(self.directory), None if self.owner is None else self.owner.uid)
 
     @property
     def answers(self) -> bool:
@@ -66,9 +101,9 @@ class Instance:
 
     @property
     def state(self) -> str:
-        """One word: systemd's for the worker where nannyd answers, `not answering` …, the unit's."""
+        """One word: systemd's for the worker where nannyd answers, or `draining`, or `not answering` …"""
         if self.status is not None:
-            return self.status.state
+            return DRAINING if self.is_draining else self.status.state
         if not self.is_well and not self._is_gone:
             return "not answering"
         if self.unit is None:
@@ -77,7 +112,15 @@ class Instance:
             return "running"
         if self.unit.active_state in ("activating", "deactivating"):
             return self.unit.sub_state
+        if self.unit.load_state == "masked" and self.unit.active_state == "inactive":
+            return "masked"
         return self.unit.active_state
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether it goes on only as long as its worker does."""
+        status = self.status
+        return status is not None and status.goal == "down" and status.state in ("start", "running")
 
     @property
     def _is_gone(self) -> bool:
@@ -112,10 +155,23 @@ class Instance:
         if self.failure is not None and not (self._is_gone and self.unit is not None):
             return self._failure_words()
         if self.status is not None:
-            return ""
-        if self.unit is not None and (self.unit.result or self.unit.active_state != "inactive"):
+            return "it ends when its worker does" if self.is_draining else ""
+        if self.unit is not None and (self.unit.active_state, self.unit.load_state) != ("inactive", "loaded"):
+            return units.reason(self.unit)
+        if self.end is not None:
+            return self.end.words
+        if self.unit is not None and self.unit.result:
             return units.reason(self.unit)
         return "stopped" if self.was_started else "never started"
+
+    @property
+    def down_since(self) -> float | None:
+        """When it became what `reason` tells of, in seconds since the epoch, where systemd or nannyd know."""
+        if self.status is not None or self.failure is not None:
+            return None
+        if self.end is not None and self.active_state == "inactive":
+            return self.end.at
+        return None if self.unit is None else self.unit.changed_at
 
     def _failure_words(self) -> str:
         assert self.failure is not None  # noqa: S101 - asked by the caller
@@ -133,55 +189,99 @@ def find(
     *,
     scopes: Iterable[Scope] = tuple(Scope),
     names: Sequence[str] = (),
+    every: bool = False,
     patience: float | None = None,
     quiet: float | None = None,
+    silent: list[Owner] | None = None,
 ) -> list[Instance]:
     """Return every instance, by name and scope; of *names*, if there are any, only theirs are asked.
 
-    Those that have not answered after *patience* seconds (None: a few), or when for *quiet* seconds nobody
-    has said anything, are given up.
+    *every*: also those of other users who have started none since they logged in.  Those that have not
+    answered after *patience* seconds (None: a few), or when for *quiet* seconds nobody has said anything, are
+    given up.  *silent* receives the users whose service managers have not answered in time.
     """
     wanted = set(scopes)
-    inquiries = [
-        units.Inquiry(scope) for scope in wanted if units.is_managed(scope, environ.get("XDG_RUNTIME_DIR"))
+    every = every or any("/" in name for name in names)
+    others = owners.others(environ, every=every) if wanted == set(Scope) else []
+    told = _OTHERS_PATIENCE if quiet is None else _OTHERS_QUICKLY
+    runtime = environ.get("XDG_RUNTIME_DIR")
+    inquiries = [units.Inquiry(it) for scope in wanted if (it := Manager(scope)).runs(runtime)]
+    inquiries += [
+        units.Inquiry(manager, told)
+        for owner in others
+        if (manager := Manager(Scope.USER, owner)).runs(runtime)
     ]
-    found: dict[tuple[str, Scope], Instance] = {}
-
-    def at(name: str, scope: Scope) -> Instance:
-        return found.setdefault((name, scope), Instance(name, scope))
-
+    found = _Found()
     for scope, parent in parents(environ):
         if scope in wanted:
             for directory in _directories(parent, scope):
-                at(directory.name, scope).directory = directory
-    _ask(list(found.values()), names=names, patience=patience, quiet=quiet)
+                found.at(directory.name, Manager(scope)).directory = directory
+    for owner in others:
+        for directory in owner.directories():
+            found.at(directory.name, Manager(Scope.USER, owner)).directory = directory
+    _ask(list(found), names=names, patience=patience, quiet=quiet)
     for scope in wanted:
-        for name in _configured(scope, environ):
-            at(name, scope)
+        for name in files.configured(scope, environ):
+            found.at(name, Manager(scope))
+        for name in files.masked(scope, environ):
+            found.at(name, Manager(scope)).unit = units.masked(name, scope)
+    collect(inquiry.program for inquiry in inquiries)
     for inquiry in inquiries:
+        found.learn(inquiry)
+    if silent is not None:
+        silent += [it.manager.owner for it in inquiries if it.manager.owner is not None and it.program.late]
+    _look_closer(found, names, told)
+    for instance in found:
+        if instance.owner is None:
+            state = files.state_directory(instance.bare, instance.scope, environ)
+            instance.was_started = state.is_dir()
+            instance.end = None if instance.status is not None else ends.read(state)
+    return sorted(found, key=lambda one: (one.owner is not None, one.name, one.scope))
+
+
+class _Found:
+    """The instances, as they are found."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, Manager], Instance] = {}
+
+    def __iter__(self) -> Iterator[Instance]:
+        return iter(self._found.values())
+
+    def at(self, name: str, manager: Manager) -> Instance:
+        """Return the instance, known or not."""
+        return self._found.setdefault((name, manager), Instance(name, manager.scope, manager.owner))
+
+    def learn(self, inquiry: Inquiry) -> None:
+        """Take what a service manager knows; of another user, what lies in files too, within bounds."""
+        manager = inquiry.manager
         for unit in inquiry.units():
-            at(unit.name, inquiry.scope).unit = unit
-        _look_closer(inquiry.scope, found.values(), names)
-    for instance in found.values():
-        instance.was_started = _state_directory(instance, environ).is_dir()
-    return sorted(found.values(), key=lambda instance: (instance.name, instance.scope))
+            self.at(unit.name, manager).unit = unit
+        if manager.owner is None:
+            return
+        states = inquiry.ended()
+        names = [*states, *files.names_of(inquiry.configured())]
+        for name in names[: owners.INSTANCES_MAX]:
+            if name_problem(name) is None:
+                instance = self.at(name, manager)
+                instance.was_started, instance.end = name in states, states.get(name)
 
 
-def _look_closer(scope: Scope, instances: Iterable[Instance], names: Sequence[str]) -> None:
+def _look_closer(instances: Iterable[Instance], names: Sequence[str], patience: float) -> None:
     """Learn the details of the units of which nannyd itself says nothing; those that failed come first."""
     wanted = [
         one
         for one in instances
-        if one.scope is scope
-        and one.unit is not None
-        and one.status is None
-        and (not names or _is_named(one, names))
+        if one.unit is not None and one.status is None and (not names or _is_named(one, names))
     ]
-    wanted.sort(key=lambda one: one.active_state == "inactive")
-    some = wanted[:_LOOKED_AT]
-    found = units.details(scope, [one.name for one in some])
-    for one in some:
-        one.unit = found.get(one.name, one.unit)
+    wanted.sort(key=lambda one: (one.active_state == "inactive", one.owner is not None))
+    asked: dict[Manager, list[str]] = defaultdict(list)
+    for one in wanted[:_LOOKED_AT]:
+        if one.unit is not None and (one.unit.load_state, one.unit.active_state) != ("masked", "inactive"):
+            asked[one.manager].append(one.bare)
+    found = units.details(asked, patience)
+    for one in wanted:
+        one.unit = found.get(one.manager, {}).get(one.bare, one.unit)
 
 
 def _is_named(instance: Instance, names: Sequence[str]) -> bool:
@@ -190,13 +290,9 @@ def _is_named(instance: Instance, names: Sequence[str]) -> bool:
 
 def _directories(parent: Path, scope: Scope) -> list[Path]:
     """Return the runtime directories within *parent* that have a socket."""
-    if scope is Scope.USER and not is_own(parent):
-        return []  # anybody can make a directory in /tmp
-    try:
-        with os.scandir(parent) as entries:
-            names = [entry.name for entry in entries if name_problem(entry.name) is None]
-    except OSError:
-        return []
+    if scope is Scope.USER:
+        return list(owners.sockets_in(parent, os.geteuid()))  # anybody can make a directory in /tmp
+    names = owners.listed(parent)
     return [parent / name for name in names if os.path.lexists(control_socket(parent / name))]
 
 
@@ -205,9 +301,9 @@ def _ask(
 ) -> None:
     """Learn the status of *instances*, of all at once."""
     asked = [
-        (instance, Question(control_socket(instance.directory), f"{NANNY}.Status"))
+        (instance, Question(address, f"{NANNY}.Status"))
         for instance in instances
-        if instance.directory is not None and (not names or _is_named(instance, names))
+        if (address := instance.address) is not None and (not names or _is_named(instance, names))
     ]
     patience = _PATIENCE if patience is None else patience
     answers = ask([question for _, question in asked], patience=patience, quiet=quiet, longest=_STATUS_MAX)
@@ -220,30 +316,6 @@ def _ask(
             instance.failure = failure
 
 
-def _configured(scope: Scope, environ: Mapping[str, str]) -> list[str]:
-    """Return the names of the configuration files."""
-    directory = Path("/etc/nannyd")
-    if scope is Scope.USER:
-        directory = _home(environ, "XDG_CONFIG_HOME", ".config") / "nannyd"
-    try:
-        files = [path.name.removesuffix(".d") for path in directory.iterdir()]
-    except OSError:
-        return []
-    names = {name.removesuffix(".toml") for name in files if name.endswith(".toml")}
-    return [name for name in names if name_problem(name) is None]
-
-
-def _state_directory(instance: Instance, environ: Mapping[str, str]) -> Path:
-    if instance.scope is Scope.SYSTEM:
-        return Path("/var/lib/nannyd") / instance.name
-    return _home(environ, "XDG_STATE_HOME", ".local/state") / "nannyd" / instance.name
-
-
-def _home(environ: Mapping[str, str], variable: str, usual: str) -> Path:
-    given = environ.get(variable)
-    return Path(given) if given else Path(environ.get("HOME", "/")) / usual
-
-
 # Names and patterns
 
 
@@ -253,19 +325,45 @@ def is_pattern(name: str) -> bool:
 
 
 def matches(instance: Instance, name: str) -> bool:
-    """Say whether *name*, perhaps a pattern, means *instance*."""
+    """Say whether *name*, perhaps a pattern, means *instance*.
+
+    As in a path, a pattern without a slash means nothing of other users.
+    """
+    if name == EVERY:
+        return True
+    whose, slash, bare = name.rpartition("/")
+    if slash:
+        owner = instance.owner or (_ourselves() if instance.scope is Scope.USER else None)
+        if owner is None or not _is_owner(whose, owner):
+            return False
+    elif instance.owner is not None:
+        return False
+    return _fits(instance.bare, bare)
+
+
+def _is_owner(whose: str, owner: Owner) -> bool:
+    return _fits(owner.name, whose) or whose == str(owner.uid)
+
+
+def _fits(text: str, name: str) -> bool:
     if not is_pattern(name):
-        return instance.name == name
+        return text == name
     from fnmatch import fnmatchcase
 
-    return fnmatchcase(instance.name, name)
+    return fnmatchcase(text, name)
+
+
+@functools.cache
+def _ourselves() -> Owner:
+    return owners.owner_of(os.geteuid())
 
 
 def plain(name: str) -> str:
     """Return the name of an instance from what was typed: `nannyd@worker1.service` is worker1."""
-    if name.startswith("nannyd@"):
-        return name.removeprefix("nannyd@").removesuffix(".service")
-    return name
+    whose, slash, bare = name.rpartition("/")
+    if bare.startswith("nannyd@"):
+        bare = bare.removeprefix("nannyd@").removesuffix(".service")
+    return f"{whose}{slash}{bare}"
 
 
 def choose(known: Sequence[Instance], name: str) -> list[Instance]:
@@ -280,8 +378,13 @@ def choose(known: Sequence[Instance], name: str) -> list[Instance]:
         if not found:
             raise NoInstanceError(f"no instance matches {name!r}")
         return found
-    if problem := name_problem(name):
+    whose, slash, bare = name.rpartition("/")
+    if slash and not whose:
+        raise NoInstanceError(f"{name!r} has no user before the slash")
+    if problem := name_problem(bare):
         raise NoInstanceError(problem)
+    if not found and slash and os.geteuid() != 0:
+        raise NoInstanceError(f"there is no instance {name} that you may see; root sees those of other users")
     if not found:
         raise NoInstanceError(f"there is no instance {name}")
     return [min(found, key=lambda instance: (not instance.is_up, instance.scope is Scope.SYSTEM))]

@@ -32,6 +32,8 @@ _PATIENCE = 2.0
 """Seconds for all that is asked for at once."""
 _AT_ONCE = 8
 """Times journalctl runs at the same time."""
+_CORE_DUMP = "MESSAGE_ID=fc2e22bc6ee647b6b90729ab34a250b1"
+"""Of systemd-coredump's records."""
 _FIELDS = "MESSAGE,PRIORITY,SYSLOG_IDENTIFIER,SYSLOG_PID,_COMM,_PID"
 
 
@@ -40,7 +42,7 @@ def why_not(instance: Instance) -> str | None:
     if not _SOCKET.exists():
         return "no journal is kept here"
     if _is_elsewhere(instance):
-        return f"it was not started as {units.unit_name(instance.name)}, and its worker's lines go elsewhere"
+        return f"it was not started as {units.unit_name(instance.bare)}, and its worker's lines go elsewhere"
     if not may_read(instance.scope):
         needs = "takes root or membership in the group systemd-journal"
         return f"to read its journal (the worker's lines, earlier lives) {needs}"
@@ -49,7 +51,7 @@ def why_not(instance: Instance) -> str | None:
 
 def _is_elsewhere(instance: Instance) -> bool:
     if instance.status is not None:
-        return instance.status.unit != units.unit_name(instance.name)
+        return instance.status.unit != units.unit_name(instance.bare)
     return instance.is_up and instance.unit is None
 
 
@@ -67,13 +69,35 @@ def may_read(scope: Scope) -> bool:
     return any(os.access(store / machine / name, os.R_OK) for store in _STORES for name in names)
 
 
-def journalctl(instances: Sequence[Instance], *options: str) -> list[str]:
-    """Return the command line for what nannyd, the workers and systemd said of *instances*."""
-    kinds = {Scope.SYSTEM: "--unit", Scope.USER: "--user-unit"}
-    which = [f"{kinds[one.scope]}={units.unit_name(one.name)}" for one in instances]
+def journalctl(instances: Sequence[Instance], *options: str, also: Sequence[str] = ()) -> list[str]:
+    """Return the command line for what nannyd, the workers and systemd said of *instances*.
+
+    *also*: fields that an entry has to have, too.
+    """
+    terms = [[*term, *also] for one in instances for term in _terms(one)]
+    which = [word for term in terms for word in ("+", *term)][1:]
     # Who reads her own journal only is not to be warned that she sees nothing of the system's.
     quiet = [] if may_read(Scope.SYSTEM) else ["--quiet"]
-    return ["journalctl", *which, *quiet, *options]
+    return ["journalctl", *quiet, *options, *which]
+
+
+def _terms(instance: Instance) -> list[list[str]]:
+    """Return what `--unit` and `--user-unit` stand for (journalctl(1)); the latter knows no other user's."""
+    unit = units.unit_name(instance.bare)
+    if instance.scope is Scope.SYSTEM:
+        return [
+            [f"_SYSTEMD_UNIT={unit}"],
+            ["_PID=1", f"UNIT={unit}"],
+            ["_UID=0", f"OBJECT_SYSTEMD_UNIT={unit}"],
+            [_CORE_DUMP, "_UID=0", f"COREDUMP_UNIT={unit}"],
+        ]
+    uid = f"_UID={os.getuid() if instance.owner is None else instance.owner.uid}"
+    return [
+        [f"_SYSTEMD_USER_UNIT={unit}", uid],
+        [f"USER_UNIT={unit}", uid],
+        [f"OBJECT_SYSTEMD_USER_UNIT={unit}", "_UID=0"],
+        [_CORE_DUMP, f"COREDUMP_USER_UNIT={unit}", "_UID=0"],
+    ]
 
 
 # The last lines
@@ -92,16 +116,17 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Which entries are meant: all of *instance*, or those that journalctl finds with more *options*."""
+    """Which entries are meant: all of *instance*, or those of some time that have some fields."""
 
     instance: Instance
     options: tuple[str, ...] = ()
+    fields: tuple[str, ...] = ()
 
 
 def of_worker(instance: Instance, since: float, until: float) -> Part:
     """Return what the worker said between two instants, in seconds since the epoch."""
     limits = (f"--since=@{since:.6f}", f"--until=@{until:.6f}")
-    return Part(instance, (*limits, f"SYSLOG_IDENTIFIER={instance.name}"))
+    return Part(instance, limits, (f"SYSLOG_IDENTIFIER={instance.bare}",))
 
 
 def tails(parts: Sequence[Part], count: int) -> list[list[Line]]:
@@ -120,15 +145,15 @@ def tails(parts: Sequence[Part], count: int) -> list[list[Line]]:
 
 def _tail(part: Part, count: int, timeout: float) -> list[Line]:
     options = (f"--lines={count}", f"--output-fields={_FIELDS}", *part.options)
-    written = _entries(part.instance, timeout, *options).splitlines()
+    written = _entries(part.instance, timeout, *options, also=part.fields).splitlines()
     return [line for text in written if (line := parse(text)) is not None]
 
 
-def _entries(instance: Instance, timeout: float, *options: str) -> bytes:
+def _entries(instance: Instance, timeout: float, *options: str, also: Sequence[str] = ()) -> bytes:
     """Return what journalctl writes as JSON, an entry a line; nothing where it cannot, or not in time."""
     try:
         done = subprocess.run(
-            journalctl([instance], "--output=json", "--no-pager", "--quiet", *options),
+            journalctl([instance], "--output=json", "--no-pager", "--quiet", *options, also=also),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=timeout,
@@ -145,7 +170,8 @@ def last_exit(instance: Instance) -> dict[str, Any] | None:
         return None
     which = ("NANNYD_EVENT=worker-ended", "NANNYD_EVENT=worker-failed")
     try:
-        return recorded_exit(json.loads(_entries(instance, _PATIENCE, "--lines=1", "--all", *which)))
+        entry = _entries(instance, _PATIENCE, "--lines=1", "--all", also=which)
+        return recorded_exit(json.loads(entry))
     except (ValueError, TypeError, AttributeError, RecursionError):
         return None
 

@@ -2,10 +2,13 @@
 
 JSON: a list of objects, by name, with null for what is not known:
 
-    {"name", "scope": "system" | "user", "unit": the unit that systemd has loaded,
-     "state": systemd's word for the worker; `not answering`, `inactive`, `failed` where nannyd says nothing,
+    {"name", "scope": "system" | "user", "user": whose it is, of another user's,
+     "unit": the unit that systemd has loaded,
+     "state": systemd's word for the worker, `draining` where it is not to be started again;
+              `not answering`, `inactive`, `masked`, `failed` where nannyd says nothing,
      "activeState": inactive | activating | active | deactivating | failed,
      "reason": why it is not simply running, in words,
+     "ending": stopped | terminated | drained | succeeded | failed, of one that has ended,
      "processId": nannyd's, "workerProcessId", "workerStartedAt": microseconds since the epoch,
      "memoryWorkingSet", "memoryLimit": bytes, "restarts",
      "lastResult", "lastWho", "lastExitAt": of the last life that is over}
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
     from nannyd.ctl.command import Command
     from nannyd.ctl.instances import Instance
+    from nannyd.ctl.owners import Owner
 
 _HEADER = ("NAME", "STATE", "WORKER", "UPTIME", "MEMORY", "", "RESTARTS", "LAST")
 _COLUMNS = Columns(bar=5, right=frozenset({2, 3, 6}))
@@ -39,13 +43,16 @@ def list_(command: Command) -> int:
     """Print the instances.  One that is named and is not there makes the exit status 1."""
     # A list is to be there at once; whoever names some, or a time, means to wait.
     quiet = None if command.names or command.timeout is not None else _QUIET
-    known, problems = command.filtered(command.find(patience=command.timeout, quiet=quiet))
+    silent: list[Owner] = []
+    known, problems = command.filtered(command.find(patience=command.timeout, quiet=quiet, silent=silent))
     if command.json:
         sys.stdout.write(render.dump_json([describe(one) for one in known]))
     else:
         sys.stdout.write(
             listing(known, command.style, command.now, full=command.full, bare=command.no_legend)
         )
+    for owner in silent:
+        complain(f"the service manager of {owner.name} does not answer: what does not run there is not known")
     for problem in problems:
         complain(problem)
     return FAILED if problems else ExitCode.CLEAN
@@ -59,10 +66,12 @@ def describe(instance: Instance) -> dict[str, Any]:
     return {
         "name": instance.name,
         "scope": instance.scope.value,
+        "user": None if instance.owner is None else instance.owner.name,
         "unit": None if unit is None else unit.id,
         "state": instance.state,
         "activeState": instance.active_state,
         "reason": instance.reason or None,
+        "ending": None if instance.end is None else instance.end.kind,
         "processId": status.pid
         if status is not None
         else unit.main_pid or None
@@ -156,7 +165,7 @@ def _last(instance: Instance, now: float) -> tuple[str, str]:
     """Return what there is to say: why it is not running, or how the life before this one ended."""
     colour = render.RED if instance.active_state == "failed" or instance.failure is not None else ""
     if reason := instance.reason:
-        at = instance.unit.changed_at if instance.unit is not None and instance.failure is None else None
+        at = instance.down_since
         first = clean(reason.split("\n", 1)[0])
         return (first if at is None else f"{first}, {render.span(now - at)} ago"), colour
     status = instance.status

@@ -14,7 +14,6 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from nannyd.core.errors import ExitCode
-from nannyd.core.paths import control_socket
 from nannyd.ctl import journal, replies
 from nannyd.ctl.client import NANNY, FailureError, Question, ask
 from nannyd.ctl.command import FAILED, complain
@@ -109,9 +108,9 @@ def _unheeded(command: Command) -> str:
 def _show_last(command: Command, instances: Sequence[Instance], parameters: dict[str, Any]) -> bool:
     """Print the records of all, oldest first; return whether some could not be had."""
     questions = [
-        Question(control_socket(one.directory), f"{NANNY}.GetLogs", parameters)
+        Question(address, f"{NANNY}.GetLogs", parameters)
         for one in instances
-        if one.directory is not None
+        if (address := one.address) is not None
     ]
     failed = False
     records: list[tuple[Instance, Event]] = []

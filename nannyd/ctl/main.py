@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import signal
 import sys
 import time
@@ -53,6 +54,7 @@ A NAME may be a pattern ('worker*').  Options:
   -q, --no-legend      neither header nor footer
   -e, --env NAME=VALUE a variable more for a command
   -w, --directory DIR  where a command runs
+      --name PLUGIN    how a plugin is called
       --tty, --no-tty  a terminal for a command, or none; by default where nannyctl has one
   -h, --help, --version
 """
@@ -103,6 +105,10 @@ VERBS: dict[str, Verb] = {
         *("timeout", "env", "directory", "tty", "no_tty"),
     ),
     "call": _verb("call", "NAME MODULE:FUNCTION [JSON]", "call a function in its agent", "timeout"),
+    "plugin-add": _verb(
+        "plugins", "NAME TARGET [JSON]", "set a plugin up in its agent, until nannyd ends", "name"
+    ),
+    "plugin-remove": _verb("plugins", "NAME PLUGIN", "take a plugin down"),
     "monitor": _verb("monitor", "NAME...", "what happens, as it happens"),
     "plan": _verb("plans", "NAME", "the settings in force"),
     "explain": _verb("plans", "NAME", "every setting and variable with its origin"),
@@ -110,6 +116,8 @@ VERBS: dict[str, Verb] = {
 }
 
 _FUNCTIONS = {"list": "list_", "exec": "execute"}
+_BOOT = re.compile(r"all|[+-]?\d+|[0-9a-f]{32}([+-]\d+)?", re.ASCII)
+"""journalctl(1), --boot=."""
 _OF_SOME = tuple(sorted(frozenset[str]().union(*(verb.options for verb in VERBS.values()))))
 """The options that only some verbs take."""
 
@@ -141,9 +149,7 @@ def _dispatch(arguments: list[str]) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     arguments, behind = _split(arguments)
-    # Its value is optional, and is joined to it: `--boot w` means the instance w.
-    arguments = ["--boot=" if word in ("-b", "--boot") else word for word in arguments]
-    options = _parser().parse_intermixed_args(arguments)
+    options = _parser().parse_intermixed_args(_with_boot(arguments))
     if options.help:
         sys.stdout.write(_help())
         return ExitCode.CLEAN
@@ -191,11 +197,29 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     return arguments[:end], arguments[end + 1 :]
 
 
+def _with_boot(arguments: list[str]) -> list[str]:
+    """Return *arguments* with the value of --boot joined to it.
+
+    It is optional; as with journalctl the next word is it where it can be one: `--boot w` means instance w.
+    """
+    joined: list[str] = []
+    for word in arguments:
+        if joined and joined[-1] == "--boot=" and _BOOT.fullmatch(word):
+            joined[-1] += word
+        elif word in ("-b", "--boot"):
+            joined.append("--boot=")
+        elif word.startswith("-b") and _BOOT.fullmatch(word[2:]):
+            joined.append(f"--boot={word[2:]}")
+        else:
+            joined.append(word)
+    return joined
+
+
 def _told_apart(verb: str, names: list[str], behind: list[str]) -> tuple[list[str], list[str]]:
     """Return the names of instances, and the words that are none; *behind* stood behind `--`."""
     if verb == "exec":
         return names, behind
-    if verb == "call":
+    if verb in ("call", "plugin-add", "plugin-remove"):
         return names[:1], [*names[1:], *behind]
     return [*names, *behind], []
 
@@ -222,6 +246,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-p", "--priority", type=_priority)
     parser.add_argument("-e", "--env", action="append", default=[])
     parser.add_argument("-w", "--directory")
+    parser.add_argument("--name")
     parser.add_argument("--tty", action="store_true")
     parser.add_argument("--no-tty", action="store_true")
     return parser

@@ -28,10 +28,12 @@ _STATES = (
     "inactive",
     "start",
     "running",
+    "draining",
     "stop-sigterm",
     "stop-sigkill",
     "auto-restart",
     "failed",
+    "masked",
     "not answering",
 )
 _NO_RESTARTS = {result.value: 0 for result in Result if result is not Result.START_LIMIT_HIT}

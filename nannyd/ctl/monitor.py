@@ -10,7 +10,6 @@ import sys
 from typing import TYPE_CHECKING
 
 from nannyd.core.errors import ExitCode
-from nannyd.core.paths import control_socket
 from nannyd.ctl import render, replies
 from nannyd.ctl.client import NANNY, ClosedError, Connection, FailureError, NotListeningError, stream
 from nannyd.ctl.command import FAILED, complain
@@ -69,11 +68,11 @@ def follow(
 
 
 def _call(instance: Instance, method: str, parameters: Reply) -> Connection:
-    if instance.directory is None:
+    if (address := instance.address) is None:
         raise NotListeningError(f"it does not run ({instance.reason or instance.state})")
     if instance.failure is not None and not instance.is_well:
         raise instance.failure
-    connection = Connection(control_socket(instance.directory))
+    connection = Connection(address)
     connection.send(method, parameters, more=True)
     return connection
 

@@ -11,7 +11,6 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from nannyd.core.errors import ExitCode
-from nannyd.core.paths import control_socket
 from nannyd.ctl import replies
 from nannyd.ctl.client import NANNY, FailureError, call
 from nannyd.ctl.command import FAILED, complain
@@ -42,10 +41,15 @@ def _show(command: Command, method: str, key: str) -> int:
     if problems:
         return FAILED
     (instance,) = chosen
-    if instance.directory is None:
-        return _become_nannyd(command, instance.name)
+    if (address := instance.address) is None:
+        if instance.owner is not None:
+            complain(
+                f"{instance.name}: it does not run; what would be in force, {instance.owner.name} can ask"
+            )
+            return FAILED
+        return _become_nannyd(command, instance.bare)
     try:
-        reply = call(control_socket(instance.directory), f"{NANNY}.{method}", patience=_PATIENCE)
+        reply = call(address, f"{NANNY}.{method}", patience=_PATIENCE)
         answer = replies.Table(reply)
         if command.json:
             sys.stdout.write(dump_json(answer.table(key).values))

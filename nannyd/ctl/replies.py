@@ -80,8 +80,9 @@ class Table:
     def texts(self, key: str) -> list[str]:
         """Return a list of strings."""
         values = self._get(key, list, "a list", None)
-        table = Table({str(index): value for index, value in enumerate(values)}, f"{self._where}.{key}")
-        return [table.text(index) for index in table.values]
+        if not all(isinstance(value, str) for value in values):
+            raise NonsenseError(f"its answer cannot be read: {self._where}.{key} must have strings")
+        return values
 
     def counts(self, key: str) -> dict[str, int]:
         """Return an object whose values are integers."""
@@ -192,6 +193,7 @@ class Status:
     last_exit: Exit | None
     log_level: int | None
     dask: Dask | None
+    plugins: list[str]
 
 
 def status(reply: dict[str, Any]) -> Status:
@@ -199,6 +201,7 @@ def status(reply: dict[str, Any]) -> Status:
     table = Table(reply)
     worker = table.table_or_none("worker")
     last_exit = table.table_or_none("lastExit")
+    agent = table.table_or_none("agent")
     return Status(
         raw=reply,
         version=table.text("version"),
@@ -219,6 +222,7 @@ def status(reply: dict[str, Any]) -> Status:
         last_exit=None if last_exit is None else exit_of(last_exit),
         log_level=table.whole("logLevel"),
         dask=None if (dask := table.table_or_none("dask")) is None else _dask(dask),
+        plugins=[] if agent is None else agent.texts("plugins"),
     )
 
 
@@ -349,6 +353,8 @@ def _refusal(error: str, table: Table) -> str:
             return f"{table.text('where')}: {table.text('type')}: {table.text('message')}"
         case "AgentFailed" | "CannotExecute":
             return table.text("reason")
+        case "NoSuchPlugin":
+            return f"it has no plugin {table.text('name')}"
         case "TooManyRuns":
             return f"it runs {table.integer('limit')} commands already"
         case "org.varlink.service.MethodNotFound" | "org.varlink.service.InterfaceNotFound":

@@ -20,16 +20,16 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from nannyd.core.paths import control_socket
 from nannyd.core.units import format_duration
 from nannyd.ctl import journal, processes, render, replies
 from nannyd.ctl.client import NANNY, FailureError, Question, ask
 from nannyd.ctl.command import complain
+from nannyd.ctl.instances import NoInstanceError, choose
 from nannyd.ctl.listing import describe, memory_colour
 from nannyd.ctl.render import clean, size
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from nannyd.ctl.command import Command
     from nannyd.ctl.instances import Instance
@@ -69,7 +69,8 @@ class Report:
 
 def status(command: Command) -> int:
     """Print the instances."""
-    chosen, problems = command.chosen(command.find(patience=command.timeout))
+    known = command.find(patience=command.timeout)
+    chosen, problems = command.chosen(known)
     reports = collect(chosen, journal.LINES if command.lines is None else command.lines)
     if command.json:
         sys.stdout.write(render.dump_json([_described(report) for report in reports]))
@@ -77,10 +78,20 @@ def status(command: Command) -> int:
         sys.stdout.write("\n".join(text(report, command) for report in reports))
     for problem in problems:
         complain(problem)
-    active = all(one.active_state in ("active", "reloading") and one.is_well for one in chosen)
-    if problems:
-        return Found.NOT_THERE
-    return Found.ACTIVE if active else Found.NOT_ACTIVE
+    return next((found for found in _founds(command, known) if found), Found.ACTIVE)
+
+
+def _founds(command: Command, known: Sequence[Instance]) -> Iterator[Found]:
+    """Yield what was found, in the order in which it was asked for."""
+    for name in command.asked_for:
+        try:
+            some = choose(known, name)
+        except NoInstanceError:
+            yield Found.NOT_THERE
+            continue
+        for one in some:
+            active = one.active_state in ("active", "reloading") and one.is_well
+            yield Found.ACTIVE if active else Found.NOT_ACTIVE
 
 
 def collect(instances: Sequence[Instance], lines: int) -> list[Report]:
@@ -89,12 +100,12 @@ def collect(instances: Sequence[Instance], lines: int) -> list[Report]:
     asked: list[tuple[Report, Question]] = []
     for report in reports.values():
         instance = report.instance
-        if instance.status is None or instance.directory is None:
+        address = instance.address
+        if instance.status is None or address is None:
             continue
-        path = control_socket(instance.directory)
-        asked.append((report, Question(path, f"{NANNY}.History")))
+        asked.append((report, Question(address, f"{NANNY}.History")))
         if lines:
-            asked.append((report, Question(path, f"{NANNY}.GetLogs", {"n": lines})))
+            asked.append((report, Question(address, f"{NANNY}.GetLogs", {"n": lines})))
         report.processes = processes.of_worker(instance.status)
     answers = ask([question for _, question in asked], patience=_PATIENCE)
     for (report, question), answer in zip(asked, answers, strict=True):
@@ -182,7 +193,7 @@ def _since(instance: Instance) -> float | None:
     """Return when the state became what it is, where that is known."""
     found = instance.status
     if found is None:
-        return instance.unit.changed_at if instance.unit is not None else None
+        return instance.down_since
     match found.state:
         case "running" if found.worker is not None:
             return found.worker.ready_at or found.worker.started_at
@@ -213,6 +224,8 @@ def _of_status(report: Report, found: Status, command: Command) -> list[str]:
     if report.processes:
         room = 0 if command.full or not style.width else style.width - _LABEL - 2
         lines += labelled("Processes", *processes.tree(report.processes, style, room))
+    if found.plugins:
+        lines += labelled("Plugins", clean(", ".join(found.plugins)))
     if found.last_exit is not None:
         last = found.last_exit
         lines += labelled(

@@ -9,17 +9,24 @@ for each where the list of 200 takes 30).
 from __future__ import annotations
 
 import json
-import subprocess
+import os
+import shlex
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nannyd.core.errors import ExitCode
 from nannyd.core.exits import signal_name
 from nannyd.core.paths import SYSTEMD_IS_HERE, Scope
 from nannyd.core.units import name_problem
+from nannyd.ctl import ends
+from nannyd.ctl.programs import Program, collect
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+    from nannyd.ctl.ends import End
+    from nannyd.ctl.owners import Owner
 
 _TIMEOUT = 5.0
 _PREFIX, _SUFFIX = "nannyd@", ".service"
@@ -108,53 +115,115 @@ def may_be_unit(name: str) -> bool:
     return all(c.isascii() and (c.isalnum() or c in ":_.\\-@") for c in name)
 
 
+@dataclass(frozen=True, slots=True)
+class Manager:
+    """The service manager of the system, our own, or that of another user."""
+
+    scope: Scope
+    owner: Owner | None = None
+
+    def command(self, *words: str) -> list[str]:
+        """Return a command line for it, which runs as its user (`programs`)."""
+        return ["systemctl", f"--{self.scope}", *words]
+
+    @property
+    def spelled(self) -> str:
+        """What root writes between `systemctl` and the verb."""
+        if self.owner is not None:
+            return f" --user -M {self.owner.name}@"
+        return " --user" if self.scope is Scope.USER else ""
+
+    def runs(self, own_runtime: str | None) -> bool:
+        """Say whether it is there; *own_runtime* is $XDG_RUNTIME_DIR."""
+        if self.owner is None:
+            return is_managed(self.scope, own_runtime)
+        known = self.owner.group is not None and SYSTEMD_IS_HERE.exists()
+        return known and os.path.lexists(self.owner.runtime / "systemd" / "private")
+
+
 class Inquiry:
     """The question for the list of units, under way."""
 
-    def __init__(self, scope: Scope) -> None:
-        """Ask the manager of *scope*."""
-        self.scope = scope
+    def __init__(self, manager: Manager, patience: float | None = None) -> None:
+        """Ask *manager*, for at most *patience* seconds; of another user also for what lies in files."""
+        self.manager = manager
         command = ["list-units", "--all", "--full", "--output=json", unit_name("*")]
-        self._process = _started([*systemctl(scope), *command])
+        words = manager.command(*command)
+        if manager.owner is not None:
+            words = ["/bin/sh", "-c", f"{_FILES}\nexec {shlex.join(words)}"]
+        self.program = Program(
+            words, patience=_TIMEOUT if patience is None else patience, owner=manager.owner
+        )
+        self._files: dict[str, list[bytes]] = {}
 
     def units(self) -> list[Unit]:
-        """Return the units without their details; none where the manager does not answer."""
-        return parse_list(_output(self._process), self.scope)
+        """Return the units without their details; none where the manager did not answer."""
+        *files, listing = bytes(self.program.output).split(b"\0")
+        found = parse_list(listing.decode(errors="replace"), self.manager.scope)
+        self._files = {kind: [one[1:] for one in files if one[:1] == kind.encode()] for kind in "csm"}
+        known = {unit.name for unit in found}
+        names = {instance(os.fsdecode(name)) for name in self._files["m"]}
+        return found + [masked(name, self.manager.scope) for name in names if name and name not in known]
+
+    def configured(self) -> list[str]:
+        """Return the names of another user's configuration files."""
+        return [os.fsdecode(name) for name in self._files["c"]]
+
+    def ended(self) -> dict[str, End | None]:
+        """Return which instances of another user's have a state directory, and what it says of their end."""
+        lines = [directory.partition(b"\n") for directory in self._files["s"]]
+        return {os.fsdecode(name): ends.parse(end) for name, _, end in lines}
 
 
-def details(scope: Scope, names: Sequence[str]) -> dict[str, Unit]:
-    """Return the units of instances *names*, those that the manager knows."""
-    if not names:
-        return {}
+_FILES = """cd || exit
+for file in .config/nannyd/*.toml .config/nannyd/*.toml.d; do
+    [ -e "$file" ] && printf 'c%s\\0' "${file##*/}"
+done
+for directory in .local/state/nannyd/*/; do
+    [ -d "$directory" ] || continue
+    end=
+    [ -f "$directory.ended.json" ] && IFS= read -r end < "$directory.ended.json"
+    directory=${directory%/}
+    printf 's%s\\n%s\\0' "${directory##*/}" "$end"
+done
+for file in .config/systemd/user/nannyd@*.service; do
+    [ "$file" -ef /dev/null ] && printf 'm%s\\0' "${file##*/}"
+done"""
+"""What another user has of instances in files (`files`); read as that user, whose home may be anywhere."""
+
+
+def details(
+    wanted: Mapping[Manager, Sequence[str]], patience: float | None = None
+) -> dict[Manager, dict[str, Unit]]:
+    """Return the units of instances by name, those that their managers know.
+
+    Another user's manager is given *patience* seconds.
+    """
     command = ["show", "--all", "--timestamp=unix", f"--property={','.join(_PROPERTIES)}", "--"]
-    process = _started([*systemctl(scope), *command, *map(unit_name, names)])
-    return {unit.name: unit for unit in parse_units(_output(process), scope)}
-
-
-def _started(command: list[str]) -> subprocess.Popen[bytes] | None:
-    try:
-        return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    asked = [
+        (
+            manager,
+            Program(
+                manager.command(*command, *map(unit_name, names)),
+                patience=_TIMEOUT if manager.owner is None or patience is None else patience,
+                owner=manager.owner,
+            ),
         )
-    except OSError:
-        return None
+        for manager, names in wanted.items()
+        if names
+    ]
+    collect(program for _, program in asked)
+    return {
+        manager: {
+            unit.name: unit for unit in parse_units(program.output.decode(errors="replace"), manager.scope)
+        }
+        for manager, program in asked
+    }
 
 
-def _output(process: subprocess.Popen[bytes] | None) -> str:
-    if process is None:
-        return ""
-    try:
-        output, _ = process.communicate(timeout=_TIMEOUT)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        return ""
-    return output.decode(errors="replace")
-
-
-def systemctl(scope: Scope) -> list[str]:
-    """Return the start of a command line for the manager of *scope*."""
-    return ["systemctl", f"--{scope}"]
+def masked(name: str, scope: Scope) -> Unit:
+    """Return a unit that is masked and that no manager has loaded."""
+    return Unit(name, scope, load_state="masked")
 
 
 def is_managed(scope: Scope, own_runtime: str | None) -> bool:
@@ -165,8 +234,6 @@ def is_managed(scope: Scope, own_runtime: str | None) -> bool:
         return True
     if own_runtime is None:
         return False
-    from pathlib import Path
-
     return (Path(own_runtime) / "systemd" / "private").exists()
 
 
@@ -177,13 +244,13 @@ def parse_list(text: str, scope: Scope) -> list[Unit]:
         return [
             Unit(name, scope, load_state=row["load"], active_state=row["active"], sub_state=row["sub"])
             for row in rows
-            if (name := _instance(row["unit"]))
+            if (name := instance(row["unit"]))
         ]
     except (ValueError, TypeError, KeyError):
         return []
 
 
-def _instance(unit: str) -> str | None:
+def instance(unit: str) -> str | None:
     """Return what stands between @ and .service, or None for the unit of somebody else."""
     name = unit.removeprefix(_PREFIX).removesuffix(_SUFFIX)
     return name if unit == unit_name(name) and name_problem(name) is None else None
@@ -194,7 +261,7 @@ def parse_units(text: str, scope: Scope) -> list[Unit]:
     units = []
     for block in text.split("\n\n"):
         values = dict(line.split("=", 1) for line in block.split("\n") if "=" in line)
-        if name := _instance(values.get("Id", "")):
+        if name := instance(values.get("Id", "")):
             units.append(_unit(name, scope, values))
     return units
 

@@ -14,11 +14,11 @@ import os
 import select
 import subprocess
 import sys
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from nannyd.core.errors import ExitCode
-from nannyd.core.paths import Scope, control_socket
 from nannyd.core.units import format_duration
 from nannyd.ctl import replies, units
 from nannyd.ctl.client import (
@@ -31,15 +31,16 @@ from nannyd.ctl.client import (
     ask,
 )
 from nannyd.ctl.command import FAILED, complain
+from nannyd.ctl.programs import Program, collect
 from nannyd.ctl.render import LEVELS, dump_json, level_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
+    from nannyd.ctl.client import Address
     from nannyd.ctl.command import Command
     from nannyd.ctl.instances import Instance
-    from nannyd.ctl.units import Unit
+    from nannyd.ctl.units import Manager, Unit
 
 _GRACE = 5.0
 """Seconds beside the timeout that was given, for the answer to arrive."""
@@ -243,13 +244,13 @@ def tell(
     """Call *method* of all that may answer; return those that were not permitted."""
     asked: list[tuple[Deed, Question]] = []
     for deed in deeds:
-        path = _socket(deed.instance)
-        if path is None:
+        address = _address(deed.instance)
+        if address is None:
             deed.fail(_not_running(deed.instance))
         elif _is_hung(deed) and not deed.instance.answers:
             deed.fail(_advice(deed.instance))
         else:
-            asked.append((deed, Question(path, method, parameters)))
+            asked.append((deed, Question(address, method, parameters)))
     refused = []
     answers = ask([question for _, question in asked], patience=patience)
     for (deed, _), answer in zip(asked, answers, strict=True):
@@ -262,9 +263,8 @@ def tell(
     return refused
 
 
-def _socket(instance: Instance) -> Path | None:
-    gone = isinstance(instance.failure, NotListeningError)
-    return None if instance.directory is None or gone else control_socket(instance.directory)
+def _address(instance: Instance) -> Address | None:
+    return None if isinstance(instance.failure, NotListeningError) else instance.address
 
 
 def _not_running(instance: Instance) -> str:
@@ -277,8 +277,9 @@ def _advice(instance: Instance) -> str:
     text = instance.reason
     if instance.unit is None:
         return text
-    scope = " --user" if instance.scope is Scope.USER else ""
-    return f"{text}; systemctl{scope} restart {instance.unit.id} ends it and starts it anew"
+    return (
+        f"{text}; systemctl{instance.manager.spelled} restart {instance.unit.id} ends it and starts it anew"
+    )
 
 
 def _await_end(deed: Deed) -> None:
@@ -287,7 +288,7 @@ def _await_end(deed: Deed) -> None:
         return
     try:
         pidfd = os.pidfd_open(deed.instance.status.pid)
-    except OSError:
+    except (OSError, OverflowError):  # it has gone, or has told nonsense
         return
     try:
         if not select.select([pidfd], [], [], _GRACE)[0]:
@@ -301,28 +302,26 @@ def _await_end(deed: Deed) -> None:
 
 def _run_jobs(command: Command, verb: str, deeds: Sequence[Deed]) -> None:
     """Let systemd *verb* the units; what it says goes to the terminal."""
-    for scope in Scope:
-        some = []
-        for deed in deeds:
-            if deed.instance.scope is not scope:
-                continue
-            right = f"write nannyd run {deed.instance.name}"
-            if not units.is_managed(scope, command.environ.get("XDG_RUNTIME_DIR")):
-                deed.fail(f"it does not run, and no systemd is here to {verb} it; {right}")
-            elif not units.may_be_unit(deed.instance.name):
-                deed.fail(f"its name has a character that no unit's may have; {right}")
-            else:
-                some.append(deed)
-        if some:
-            _run_job(command, verb, scope, some)
+    jobs: dict[Manager, list[Deed]] = defaultdict(list)
+    for deed in deeds:
+        instance = deed.instance
+        right = f"write nannyd run {instance.bare}"
+        if not instance.manager.runs(command.environ.get("XDG_RUNTIME_DIR")):
+            who = "" if instance.owner is None else f" of {instance.owner.name}"
+            deed.fail(f"it does not run, and no systemd{who} is here to {verb} it; {right}")
+        elif not units.may_be_unit(instance.bare):
+            deed.fail(f"its name has a character that no unit's may have; {right}")
+        else:
+            jobs[instance.manager].append(deed)
+    for manager, some in jobs.items():
+        _run_job(command, verb, manager, some)
 
 
-def _run_job(command: Command, verb: str, scope: Scope, deeds: Sequence[Deed]) -> None:
-    names = [units.unit_name(deed.instance.name) for deed in deeds]
+def _run_job(command: Command, verb: str, manager: Manager, deeds: Sequence[Deed]) -> None:
+    names = [units.unit_name(deed.instance.bare) for deed in deeds]
+    words = manager.command(verb, "--", *names)
     try:
-        done = subprocess.run(
-            [*units.systemctl(scope), verb, "--", *names], check=False, timeout=command.timeout
-        )
+        status = _run(words, command.timeout) if manager.owner is None else _run_as(manager, words, command)
     except subprocess.TimeoutExpired:
         for deed in deeds:
             span = format_duration(command.timeout or 0.0)
@@ -332,10 +331,25 @@ def _run_job(command: Command, verb: str, scope: Scope, deeds: Sequence[Deed]) -
         for deed in deeds:
             deed.fail(f"systemctl cannot be run ({error.strerror})")
         return
-    if done.returncode != 0:
-        now = units.details(scope, [deed.instance.name for deed in deeds])
+    if status != 0:
+        now = units.details({manager: [deed.instance.bare for deed in deeds]})[manager]
         for deed in deeds:
-            _judge(deed, verb, now.get(deed.instance.name))
+            _judge(deed, verb, now.get(deed.instance.bare))
+
+
+def _run(words: Sequence[str], timeout: float | None) -> int:
+    return subprocess.run(words, check=False, timeout=timeout).returncode
+
+
+def _run_as(manager: Manager, words: Sequence[str], command: Command) -> int | None:
+    """Run systemctl as another user, away from our terminal; what it says is printed clean."""
+    program = Program(words, patience=command.timeout, owner=manager.owner, errors=True)
+    collect([program])
+    if program.late:
+        raise subprocess.TimeoutExpired(words, command.timeout or 0.0)
+    if text := program.output.decode(errors="replace").rstrip("\n"):
+        complain(text)
+    return program.status
 
 
 def _judge(deed: Deed, verb: str, unit: Unit | None) -> None:

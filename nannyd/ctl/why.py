@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from nannyd.core.errors import ExitCode
-from nannyd.core.paths import control_socket
 from nannyd.ctl import journal, render, replies
 from nannyd.ctl.client import NANNY, FailureError, Question, ask
 from nannyd.ctl.command import FAILED, complain
@@ -51,9 +50,9 @@ def why(command: Command) -> int:
     """Print the last exits; 1 where one cannot be had."""
     chosen, problems = command.chosen(command.find(patience=command.timeout))
     asked = {
-        id(one): Question(control_socket(one.directory), f"{NANNY}.Why")
+        id(one): Question(address, f"{NANNY}.Why")
         for one in chosen
-        if one.status is not None and one.directory is not None
+        if one.status is not None and (address := one.address) is not None
     }
     answers = dict(zip(asked, ask(list(asked.values()), patience=_PATIENCE), strict=True))
     ends: list[End] = []
@@ -122,7 +121,7 @@ def _text(end: End, command: Command) -> str:
     instance, last, style = end.instance, end.last, command.style
     head = f"{style.dot(instance.active_state)} {clean(instance.name)}: "
     if end.reply is None:
-        at = None if instance.unit is None else instance.unit.changed_at
+        at = instance.down_since
         when = "" if at is None else f", {render.since(at, command.now)}"
         lines = [f"{head}{clean(instance.reason or instance.state)}{when}"]
         if last is not None:

@@ -48,6 +48,11 @@ class Limits:
     connections: Mapping[Right, int] = field(
         default_factory=lambda: {Right.NONE: 8, Right.LOOK: 16, Right.OPERATE: 32, Right.ALL: 32}
     )
+    """Of one peer (`rights.one_of()`)."""
+    together: Mapping[Right, int] = field(
+        default_factory=lambda: {Right.NONE: 16, Right.LOOK: 16, Right.OPERATE: 64, Right.ALL: 128}
+    )
+    """Of all peers that have this right."""
     idle_timeout: float = 60.0
     stranger_timeout: float = 5.0
     """The same, for a peer without any right."""
@@ -62,7 +67,17 @@ class Limits:
 class Call:
     """One call that is being answered."""
 
-    __slots__ = ("_connection", "_lost", "_when_closed", "descriptors", "more", "oneway", "peer", "right")
+    __slots__ = (
+        "_connection",
+        "_lost",
+        "_when_closed",
+        "_when_room",
+        "descriptors",
+        "more",
+        "oneway",
+        "peer",
+        "right",
+    )
 
     def __init__(
         self, connection: Connection, message: messages.Message, descriptors: tuple[int, ...]
@@ -76,6 +91,7 @@ class Call:
         self.right = connection.right
         self._connection: Connection | None = connection
         self._when_closed: Callable[[], None] | None = None
+        self._when_room: Callable[[], None] | None = None
         self._lost = False
 
     @property
@@ -104,6 +120,16 @@ class Call:
             callback()
         elif self.open:
             self._when_closed = callback
+
+    def when_room(self, callback: Callable[[], None]) -> None:
+        """Have *callback* called once, when the slow reader has read enough for more of a stream."""
+        self._when_room = callback
+
+    def has_room(self) -> None:
+        """The reader has read."""
+        callback, self._when_room = self._when_room, None
+        if callback is not None:
+            callback()
 
     def _end(self, message: dict[str, Any]) -> None:
         connection, self._connection, self._when_closed = self._connection, None, None
@@ -174,7 +200,7 @@ class Connection:
             return
         self._closed = True
         self._watch(_UNWATCHED)
-        self._server.forget(self._socket.fileno(), self.right)
+        self._server.forget(self._socket.fileno(), self)
         self._close_descriptors()  # before the peer can know
         self._socket.close()
         if self._timer is not None:
@@ -312,6 +338,8 @@ class Connection:
             self.close()
             return
         del self._output[:sent]
+        if self._call is not None and not self.is_full():
+            self._call.has_room()
 
     # What it waits for
 

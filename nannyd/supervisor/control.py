@@ -27,6 +27,7 @@ from nannyd.supervisor.notices import say
 from nannyd.supervisor.plugins import Plugins
 from nannyd.supervisor.reload import ReloadFailedError
 from nannyd.supervisor.rights import Right, right_of
+from nannyd.supervisor.ring import tell_new
 from nannyd.supervisor.run import Runs
 from nannyd.supervisor.varlink import CallError, Interface, Kind, Method, Server
 from nannyd.supervisor.waits import ENDING, Verdict, Wait, error, seconds, until_over, until_ready
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from nannyd.supervisor.dask import Dask
     from nannyd.supervisor.reload import Reloader
     from nannyd.supervisor.rights import Peer
-    from nannyd.supervisor.ring import Record, Ring
+    from nannyd.supervisor.ring import Ring
     from nannyd.supervisor.supervisor import Supervisor
     from nannyd.supervisor.varlink import Call
 
@@ -197,7 +198,7 @@ class Control:
             "message": status["sentence"],
             "fields": fields,
         }
-        self._follow(call, _DEBUG, lambda records: {"event": records[0]})
+        tell_new(self._ring, call, _DEBUG, lambda records: {"event": records[0]})
         call.more_reply({"event": first})
 
     def _get_logs(self, call: Call, n: int | None, follow: bool | None, priority: int | None) -> Any:  # noqa: FBT001
@@ -212,25 +213,9 @@ class Control:
             return {"records": records}
         if not call.more:
             raise CallError("org.varlink.service.ExpectedMore")
-        self._follow(call, least, lambda records: {"records": records})
+        tell_new(self._ring, call, least, lambda records: {"records": records})
         call.more_reply({"records": records})
         return None
-
-    def _follow(self, call: Call, least: int, worded: Callable[[list[Record]], dict[str, Any]]) -> None:
-        """Send each new record of priority *least*, or a more urgent one, in the words of the method."""
-        lost = 0
-
-        def heard(record: Record) -> None:
-            nonlocal lost
-            told = [record] if record["priority"] <= least else []
-            if record["event"] == notices.FINISHED.event:
-                call.reply(worded(told))  # the last there is to say
-            elif told and lost and not call.more_reply(worded([_lost(record, lost)])):
-                lost += 1
-            elif told:
-                lost = 0 if call.more_reply(worded(told)) else 1
-
-        call.when_closed(self._ring.listen(heard))
 
     # --- Steering ---------------------------------------------------------------------------------
 
@@ -358,11 +343,6 @@ class Control:
         self._asked(call, "SetLogLevel", str(level))
         logging.getLogger().setLevel(LEVELS[level])
         return {}
-
-
-def _lost(record: Record, count: int) -> Record:
-    message = f"{count} events were lost: they were not read in time"
-    return {**record, "event": "events-lost", "priority": 4, "message": message, "fields": {"lost": count}}
 
 
 def _get_environment(_: Call) -> dict[str, Any]:

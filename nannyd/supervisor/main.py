@@ -22,7 +22,7 @@ from nannyd.core.errors import ExitCode
 from nannyd.core.paths import control_socket
 from nannyd.core.plan import LogFormat, MemoryMode, Plan
 from nannyd.core.units import format_size
-from nannyd.supervisor import leftover, library, logs, notices, scratch, signals
+from nannyd.supervisor import ending, leftover, library, logs, notices, scratch, signals
 from nannyd.supervisor.agent import Agent
 from nannyd.supervisor.agentlife import Room
 from nannyd.supervisor.attend import attend
@@ -73,6 +73,7 @@ def main(argv: list[str]) -> int:
 
 async def _serve(handover: Handover, runtime: Path, log_format: LogFormat, ring: Ring) -> int:
     loop = asyncio.get_running_loop()
+    ending.forget(os.environ)
     plan = handover.plan
     helpers = Helpers(loop)
     delegation, weaker = _delegation(plan)
@@ -138,6 +139,7 @@ async def _run(supervisor: Supervisor, reloader: Reloader, room: Room, runtime: 
     except BaseException:
         supervisor.abandon()
         raise
+    ending.leave(supervisor, os.environ)
     _remove_uploads(supervisor.local_directory, room.helpers)
     await room.helpers.wait(_REMOVAL_TIMEOUT)
     control_socket(runtime).unlink(missing_ok=True)

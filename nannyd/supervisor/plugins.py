@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nannyd.core.environ import MASK, looks_secret
+from nannyd.core.environ import HEADING, MASK, looks_secret
 from nannyd.core.lifecycle import RestartRequested
 from nannyd.supervisor.agentlife import AgentFailedError, CodeFailedError
 from nannyd.supervisor.messages import CallError, Kind
@@ -111,7 +111,8 @@ class Plugins:
         """Return an *answer* to Explain with the variables that plugins have set."""
         overrides = self._agent.overrides
         environment = [it for it in answer["explanation"]["environment"] if it["name"] not in overrides]
-        lines = [line for line in answer["text"].splitlines() if line.partition("=")[0] not in overrides]
+        settings, head, text = answer["text"].partition(HEADING)
+        lines = [line for line in text.splitlines() if line.partition("=")[0] not in overrides]
         for name, override in sorted(overrides.items()):
             secret = looks_secret(name)
             value, origin = MASK if secret else override.value, override.owner
@@ -120,5 +121,6 @@ class Plugins:
             )
             lines.append(f"{name}={value}  # {origin}")
         environment.sort(key=lambda entry: str(entry["name"]))
+        lines.sort(key=lambda line: line.partition("=")[0])
         explanation = {**answer["explanation"], "environment": environment}
-        return {"text": "\n".join(lines) + "\n", "explanation": explanation}
+        return {"text": settings + head + "".join(f"{line}\n" for line in lines), "explanation": explanation}

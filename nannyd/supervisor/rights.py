@@ -47,6 +47,14 @@ class Peer:
     """Supplementary; None: more than the kernel's answer to us holds."""
 
 
+def one_of(peer: Peer, right: Right) -> tuple[int, ...]:
+    """Return what tells *peer*, who may do what *right* says, from others.
+
+    Who may do all is a process: there are many of root's.  Anybody else is a user, who could fork.
+    """
+    return (right, peer.uid, peer.pid) if right is Right.ALL else (right, peer.uid)
+
+
 def read_peer(sock: socket.socket) -> Peer:
     """Return who connected to get the other end of *sock*."""
     credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)

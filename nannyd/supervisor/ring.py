@@ -13,6 +13,8 @@ from nannyd.supervisor.logs import PRIORITIES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from nannyd.supervisor.connection import Call
+
 _RECORDS_MAX = 500
 _CHARACTERS_MAX = 200_000
 _OF_LIFE_MAX = 12
@@ -76,6 +78,38 @@ class Ring(logging.Handler):
         """Call *listener* with each new record; return what ends that."""
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener) if listener in self._listeners else None
+
+
+def tell_new(ring: Ring, call: Call, least: int, worded: Callable[[list[Record]], dict[str, Any]]) -> None:
+    """Send each new record of priority *least*, or a more urgent one, in the words of the method.
+
+    A reader that is too slow loses records, and is told how many as soon as it reads again.
+    """
+    count, latest = 0, Record()
+
+    def catch_up() -> None:
+        """Tell what was lost, now or when there is room."""
+        nonlocal count
+        if count and call.more_reply(worded([_lost(latest, count)])):
+            count = 0
+        elif count:
+            call.when_room(catch_up)
+
+    def heard(record: Record) -> None:
+        nonlocal count, latest
+        told = [record] if record["priority"] <= least else []
+        if record["event"] == notices.FINISHED.event:
+            call.reply(worded(told))  # the last there is to say
+        elif told and (count or not call.more_reply(worded(told))):
+            count, latest = count + 1, record
+            call.when_room(catch_up)
+
+    call.when_closed(ring.listen(heard))
+
+
+def _lost(record: Record, count: int) -> Record:
+    message = f"{count} events were lost: they were not read in time"
+    return {**record, "event": "events-lost", "priority": 4, "message": message, "fields": {"lost": count}}
 
 
 def _plain(value: Any) -> Any:

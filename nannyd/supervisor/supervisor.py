@@ -25,6 +25,7 @@ from nannyd.core.lifecycle import (
     KillRequested,
     MemoryExceeded,
     Policy,
+    RestartRequested,
     Spawn,
     Spawned,
     SpawnFailed,
@@ -86,6 +87,8 @@ class Supervisor:
         """nannyd itself was asked to end: no worker is started any more."""
         self.signalled = False
         """It was asked by a signal, which is how systemd asks."""
+        self.why_down = ""
+        """Why the goal is to be down, where that was asked for."""
         self._excess: telling.Excess | None = None
         self._noting = False
         self._reading: Reading | None = None
@@ -159,6 +162,11 @@ class Supervisor:
     def handle(self, event: Event) -> None:
         """Take one step and do what it asks for, a spawn's answer before anything else."""
         before = self.worker
+        if (
+            isinstance(event, CloseGracefullyRequested | StartRequested | RestartRequested)
+            and not self.ending
+        ):
+            self.why_down = event.reason if isinstance(event, CloseGracefullyRequested) else ""
         policy = self._policy()
         self._now = self._loop.time()
         self.worker, effects = step(before, event, self._now, policy)
@@ -333,6 +341,7 @@ class Supervisor:
 
         What is to be done before the worker is stopped has a deadline of its own.
         """
+        self.why_down = self.why_down if self.ending else reason
         self.ending = True
         say(notices.STOP_REQUESTED, reason=reason)
         self.systemd.stopping()

@@ -2,13 +2,15 @@
 
 The loop knows one descriptor of all this, an epoll, and hears of one event a turn, in the kernel's round:
 so nobody, however much he sends, takes more of the loop than one slice before others have theirs.  What
-a peer may cost is bounded by `Limits`; who has no rights shares no number with those who have.
+a peer may cost is bounded by `Limits`; one peer alone shuts out no other, and who has no rights shares no
+number with those who have.
 """
 
 from __future__ import annotations
 
 import select
 import socket
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from nannyd.supervisor import messages
 from nannyd.supervisor.connection import Call, Connection, Limits
 from nannyd.supervisor.messages import CallError, Kind
-from nannyd.supervisor.rights import Peer, Right, read_peer, still_there
+from nannyd.supervisor.rights import Peer, Right, one_of, read_peer, still_there
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, TimerHandle
@@ -83,7 +85,8 @@ class Server:
             for name, method in interface.methods.items()
         }
         self._connections: dict[int, Connection] = {}
-        self._counts = dict.fromkeys(Right, 0)
+        self._counts: Counter[tuple[int, ...]] = Counter()
+        """Connections by right, and by peer."""
         self._path: Path | None = None
         self._later: TimerHandle | None = None
 
@@ -158,8 +161,10 @@ class Server:
             self._admit(sock, peer, right)
 
     def _admit(self, sock: socket.socket, peer: Peer, right: Right) -> None:
-        if self._counts[right] < self.limits.connections[right]:
-            self._counts[right] += 1
+        own, together = one_of(peer, right), (right,)
+        limits = self.limits
+        if self._counts[own] < limits.connections[right] and self._counts[together] < limits.together[right]:
+            self._counts.update((own, together))
             self._connections[sock.fileno()] = Connection(self, sock, peer, right)
         else:
             sock.close()
@@ -178,10 +183,13 @@ class Server:
         # A worker's process may have connected and gone, and left its end and its pid to others.
         return right if right <= Right.LOOK or still_there(sock) else Right.LOOK
 
-    def forget(self, descriptor: int, right: Right) -> None:
+    def forget(self, descriptor: int, connection: Connection) -> None:
         """Take note that a connection is no more."""
         del self._connections[descriptor]
-        self._counts[right] -= 1
+        for counted in (one_of(connection.peer, connection.right), (connection.right,)):
+            self._counts[counted] -= 1
+            if not self._counts[counted]:
+                del self._counts[counted]
 
     # Calls
 

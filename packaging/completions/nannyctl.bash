@@ -10,11 +10,18 @@ _nannyctl_instances() {
         name=${name%.toml}
         [[ $name != nannyd ]] && printf '%s\n' "$name"
     done
+    # Root sees those of other users.
+    ((EUID)) || for path in /run/user/*/nannyd/*/ /tmp/nannyd-*/*/; do
+        [[ $path =~ ^(/run/user/[0-9]+/nannyd|/tmp/nannyd-[0-9]+)/[^*] ]] || continue
+        [[ $path != "${XDG_RUNTIME_DIR:-/nonexistent}"/* ]] || continue
+        path=${path%/}
+        name=$(stat --format=%U "${path%/*}") && printf '%s/%s\n' "$name" "${path##*/}"
+    done
 }
 
 _nannyctl() {
     local current=${COMP_WORDS[COMP_CWORD]} previous='' verb='' word offered=''
-    local verbs='list status why metrics start stop restart kill drain reload top logs exec call monitor plan explain log-level'
+    local verbs='list status why metrics start stop restart kill drain reload top logs exec call plugin-add plugin-remove monitor plan explain log-level'
     local levels='emerg alert crit err warning notice info debug'
     local options='--all --json --system --user'
     COMPREPLY=()
@@ -37,7 +44,7 @@ _nannyctl() {
             mapfile -t COMPREPLY < <(compgen -d -- "$current")
             return
             ;;
-        -t | --timeout | --reason | -n | --lines | -e | --env | --boot | --since | --until) return ;;
+        -t | --timeout | --reason | -n | --lines | -e | --env | --name | --boot | --since | --until) return ;;
         *)
             if [[ $current == -* ]]; then
                 case $verb in
@@ -46,6 +53,7 @@ _nannyctl() {
                     metrics | start | reload | call) options+=' --timeout' ;;
                     stop | restart | kill) options+=' --timeout --reason' ;;
                     exec) options+=' --timeout --env --directory --tty --no-tty' ;;
+                    plugin-add) options+=' --name' ;;
                     drain) options+=' --reason' ;;
                     top) options+=' --reason' ;;
                     logs) options+=' --follow --lines --boot --since --until --priority' ;;

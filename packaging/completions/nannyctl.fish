@@ -7,13 +7,21 @@ function __nannyctl_instances
     for path in /run/nannyd/*/ /var/lib/nannyd/*/ $own/nannyd/*/ /etc/nannyd/*.toml $config/nannyd/*.toml
         string replace -r '^.*/([^/]+?)(\.toml|/)$' '$1' $path | string match -v nannyd
     end
+    # Root sees those of other users.
+    test (id -u) -eq 0; or return
+    for path in /run/user/*/nannyd/*/ /tmp/nannyd-*/*/
+        string match -q "$own/*" $path; and continue
+        string match -qr '^(/run/user/[0-9]+/nannyd|/tmp/nannyd-[0-9]+)/' $path; or continue
+        set -l directory (string trim -r -c / $path)
+        echo (stat --format=%U (dirname $directory))/(basename $directory)
+    end
 end
 
 function __nannyctl_wants_level
     __fish_seen_subcommand_from log-level; and test (count (commandline -opc)) -gt 2
 end
 
-set -l verbs list status why metrics start stop restart kill drain reload top logs exec call monitor plan explain log-level
+set -l verbs list status why metrics start stop restart kill drain reload top logs exec call plugin-add plugin-remove monitor plan explain log-level
 set -l levels 'emerg alert crit err warning notice info debug'
 set -l no_verb "not __fish_seen_subcommand_from $verbs"
 
@@ -32,6 +40,8 @@ complete -c nannyctl -n $no_verb -a top -d 'all instances, live, and keys to res
 complete -c nannyctl -n $no_verb -a logs -d 'what nannyd and the worker said'
 complete -c nannyctl -n $no_verb -a exec -d 'run a command in its environment, with a terminal if there is one'
 complete -c nannyctl -n $no_verb -a call -d 'call a function in its agent'
+complete -c nannyctl -n $no_verb -a plugin-add -d 'set a plugin up in its agent, until nannyd ends'
+complete -c nannyctl -n $no_verb -a plugin-remove -d 'take a plugin down'
 complete -c nannyctl -n $no_verb -a monitor -d 'what happens, as it happens'
 complete -c nannyctl -n $no_verb -a plan -d 'the settings in force'
 complete -c nannyctl -n $no_verb -a explain -d 'every setting and variable with its origin'
@@ -57,5 +67,6 @@ complete -c nannyctl -n '__fish_seen_subcommand_from logs' -l until -x -d 'until
 complete -c nannyctl -n '__fish_seen_subcommand_from logs' -s p -l priority -x -a $levels -d 'only what is as urgent'
 complete -c nannyctl -n '__fish_seen_subcommand_from exec' -s e -l env -x -d 'a variable more'
 complete -c nannyctl -n '__fish_seen_subcommand_from exec' -s w -l directory -x -a '(__fish_complete_directories)' -d 'where the command runs'
+complete -c nannyctl -n '__fish_seen_subcommand_from plugin-add' -l name -x -d 'how the plugin is called'
 complete -c nannyctl -n '__fish_seen_subcommand_from exec' -l tty -d 'with a terminal'
 complete -c nannyctl -n '__fish_seen_subcommand_from exec' -l no-tty -d 'without a terminal'

@@ -72,6 +72,35 @@ def interpreters() -> list[str]:
 # --- Processes ----------------------------------------------------------------------------------------
 
 
+_HOLDER = """
+import socket, sys
+lines = []
+for _ in range(int(sys.argv[2])):
+    lines.append(socket.socket(socket.AF_UNIX))
+    lines[-1].connect(sys.argv[1])
+for line in lines:
+    try:
+        line.sendall(b'{"method": "org.varlink.service.GetInfo"}\\0')
+        line.recv(1)
+    except OSError:
+        pass
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def connected(path: Path, count: int) -> Iterator[None]:
+    """Let a process of its own open *count* connections, and keep those that it is let have."""
+    with subprocess.Popen(
+        [sys.executable, "-I", "-c", _HOLDER, path, str(count)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"\n"
+        yield
+        holder.kill()
+
+
 def stat_of(pid: int) -> list[str]:
     """Return the fields of /proc/PID/stat from the third (state) on; none where the process is gone."""
     try:
@@ -545,9 +574,14 @@ class Nannyd:
         command = [sys.executable, "-m", "nannyd", "reload", self.name]
         return subprocess.run(command, env=self.environ, capture_output=True, text=True, timeout=PATIENCE)
 
+    @property
+    def socket(self) -> Path:
+        """The control socket."""
+        return Path(self.environ["RUNTIME_DIRECTORY"]) / "control"
+
     def connect(self) -> Caller:
         """Connect to the control socket."""
-        return Caller(Path(self.environ["RUNTIME_DIRECTORY"]) / "control")
+        return Caller(self.socket)
 
     def close(self) -> None:
         """Kill what is left."""

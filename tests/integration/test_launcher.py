@@ -306,7 +306,7 @@ def test_a_directory_in_tmp_that_others_can_reach_is_refused(
     from nannyd.core import paths
 
     parent = tmp_path / "nannyd-0"
-    monkeypatch.setattr(paths, "_in_tmp", lambda: parent)
+    monkeypatch.setattr(paths, "in_tmp", lambda _: parent)
     make_runtime_directory(parent / "w")
     assert parent.stat().st_mode & 0o777 == 0o700
     parent.chmod(0o777)

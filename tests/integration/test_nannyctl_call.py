@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -56,6 +57,47 @@ def test_the_result_is_printed_as_json(nannyd: Host, run: Nannyd, arguments: lis
 def test_what_failed_is_said(nannyd: Host, run: Nannyd, arguments: list[str], status: int, said: str) -> None:
     done = nannyctl(nannyd, "call", "a1", *arguments)
     assert (done.returncode, done.stdout) == (status, ""), done.stderr
+    assert said in done.stderr
+
+
+def test_an_error_without_a_place_in_the_code_is_said_once(nannyd: Host, run: Nannyd) -> None:
+    done = nannyctl(nannyd, "call", "a1", "plugins:nonesuch")
+    assert done.stderr.count("AttributeError") == 1, done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_plugins_come_and_go(nannyd: Host, run: Nannyd) -> None:
+    arguments = json.dumps({"key": "ADDED", "value": "1"})
+    done = nannyctl(nannyd, "plugin-add", "a1", "manners:Variable", arguments, "--name=var")
+    said = "plugin var was added; the worker was restarted for it\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
+    assert re.search(r"^ +Plugins: var$", nannyctl(nannyd, "status", "a1").stdout, re.MULTILINE)
+    explained = nannyctl(nannyd, "explain", "a1").stdout
+    names = [line.partition("=")[0] for line in explained.partition("# environment")[2].splitlines()[1:]]
+    assert "ADDED" in names
+    assert names == sorted(names)
+    other = nannyctl(nannyd, "plugin-add", "a1", "manners:Variable", '{"key": "B", "value": "2"}', "--json")
+    assert json.loads(other.stdout) == {"name": "Variable-1", "restarted": True}
+    assert nannyctl(nannyd, "plugin-remove", "a1", "var").returncode == 0
+    gone = nannyctl(nannyd, "plugin-remove", "a1", "var")
+    assert (gone.returncode, gone.stderr) == (1, "a1: it has no plugin var\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["plugin-add", "a1"], 2, "write nannyctl plugin-add NAME TARGET [JSON]\n"),
+        (["plugin-add", "a1", "x:Y", "[1]"], 2, "'[1]' is no JSON object; write '{\"key\": 1}'\n"),
+        (["plugin-add", "a1", "x:Y", "{"], 2, "'{' is no JSON object; write '{\"key\": 1}'\n"),
+        (["plugin-remove", "a1"], 2, "write nannyctl plugin-remove NAME PLUGIN\n"),
+        (["plugin-add", "a1", "manners:Nonesuch"], 1, "AttributeError"),
+    ],
+)
+def test_what_is_no_plugin_is_refused(
+    nannyd: Host, run: Nannyd, words: list[str], status: int, said: str
+) -> None:
+    done = nannyctl(nannyd, *words)
+    assert (done.returncode, done.stdout) == (status, "")
     assert said in done.stderr
 
 

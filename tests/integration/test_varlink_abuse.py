@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from harness import PATIENCE, eventually
+from harness import PATIENCE, connected, eventually
 from varlink_peer import STANDARD, Line, written
 
 if TYPE_CHECKING:
@@ -245,6 +245,23 @@ def test_a_thousand_connections_are_too_many(watcher: Watcher, service: Service)
     watcher.judge()
 
 
+def test_one_process_does_not_shut_out_the_others_of_its_user(
+    serve: Callable[..., Service],
+) -> None:
+    service = serve(limits={"together": {"ALL": 70}})
+    with Watcher(service) as watcher, contextlib.ExitStack() as stack:
+        stack.enter_context(connected(service.path, 100))
+        assert watcher.statistics()["connections"] == 33
+        with service.line() as line:
+            assert line.get("Ping", text="x") == {"text": "x"}
+        for _ in range(2):
+            stack.enter_context(connected(service.path, 100))
+        assert watcher.statistics()["connections"] == 70, "there is a bound on all of them"
+        with service.line() as line:
+            assert line.is_closed()
+        watcher.judge()
+
+
 def test_half_messages_cost_what_was_sent(watcher: Watcher, service: Service) -> None:
     with service.lines(30) as lines:
         for line in lines:
@@ -255,7 +272,9 @@ def test_half_messages_cost_what_was_sent(watcher: Watcher, service: Service) ->
 
 
 def test_without_descriptors_the_loop_does_not_spin(serve: Callable[..., Service]) -> None:
-    service = serve(descriptors=24, limits={"connections": {"LOOK": 1000, "ALL": 1}})
+    service = serve(
+        descriptors=24, limits={"connections": {"LOOK": 100, "ALL": 1}, "together": {"LOOK": 100, "ALL": 1}}
+    )
     with Watcher(service) as watcher:
         watcher.get("ThisIsWorker", pid=os.getpid())  # so no descriptor is needed to judge the others
         with service.lines(40) as lines:

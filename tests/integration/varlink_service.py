@@ -102,8 +102,8 @@ class Service:
         self.workers: set[int] = set()
         self.statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
         limits = options.get("limits", {})
-        if "connections" in limits:
-            limits["connections"] = {Right[name]: number for name, number in limits["connections"].items()}
+        for which in {"connections", "together"} & limits.keys():
+            limits[which] = {Right[name]: number for name, number in limits[which].items()}
         self.server = Measured(
             loop,
             [self.interface()],

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +13,9 @@ import ctl_samples as samples
 import pytest
 from bash_completion import completer
 
+from nannyd.core.paths import in_tmp
 from nannyd.ctl import listing, status
-from nannyd.ctl.main import VERBS, _parser
+from nannyd.ctl.main import VERBS, _parser, _with_boot
 from nannyd.ctl.render import LEVELS
 
 if TYPE_CHECKING:
@@ -65,6 +69,24 @@ def test_completions_have_every_verb_with_its_options(name: str) -> None:
     assert " ".join(LEVELS) in text
 
 
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("w -b", "w --boot="),
+        ("-b w", "--boot= w"),
+        ("-b -1 w", "--boot=-1 w"),
+        ("-b-1 w", "--boot=-1 w"),
+        ("--boot 3 w", "--boot=3 w"),
+        ("--boot=-1 w", "--boot=-1 w"),
+        ("w -b all -f", "w --boot=all -f"),
+        (f"-b {'0a' * 16}+2", f"--boot={'0a' * 16}+2"),
+        ("-b -f w", "--boot= -f w"),
+    ],
+)
+def test_the_word_after_boot_is_its_value_where_it_can_be_one(words: str, meant: str) -> None:
+    assert _with_boot(words.split()) == meant.split()
+
+
 # bash
 
 
@@ -79,6 +101,17 @@ def test_bash_completes_verbs_and_instances(bash: Any) -> None:
     assert {"web", "worker1"} <= set(bash("nannyctl", "status", ""))
     assert "nannyd" not in bash("nannyctl", "status", "")
     assert bash("nannyctl", "restart", "web", "wor") == ["worker1"]
+
+
+def test_bash_completes_the_instances_of_other_users_for_root(bash: Any) -> None:
+    uid = pwd.getpwnam("nobody").pw_uid
+    base = in_tmp(uid)
+    (base / "hers").mkdir(parents=True)
+    try:
+        os.chown(base, uid, -1)
+        assert bash("nannyctl", "status", "nobody/") == ["nobody/hers"]
+    finally:
+        shutil.rmtree(base)
 
 
 @pytest.mark.parametrize("verb", VERBS)

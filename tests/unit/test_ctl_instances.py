@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import ctl_samples as samples
@@ -15,7 +17,14 @@ from hypothesis import strategies as st
 
 from nannyd.core.paths import Scope
 from nannyd.ctl import client, instances, replies, units
-from nannyd.ctl.client import FailureError, NotAnsweringError, NotListeningError, Question, RefusedError
+from nannyd.ctl.client import (
+    Address,
+    FailureError,
+    NotAnsweringError,
+    NotListeningError,
+    Question,
+    RefusedError,
+)
 from nannyd.ctl.instances import Instance
 from nannyd.ctl.units import Unit
 
@@ -139,7 +148,9 @@ def test_a_name_means_one_and_a_pattern_what_is_listed() -> None:
     [
         ("nonesuch", "there is no instance nonesuch"),
         ("z*", "no instance matches 'z*'"),
-        ("../x", "'../x' begins with '.'"),
+        ("../x", "there is no instance ../x"),
+        ("/x", "'/x' has no user before the slash"),
+        (".x", "'.x' begins with '.'"),
         ("nannyd", "'nannyd' is reserved"),
     ],
 )
@@ -286,12 +297,12 @@ class Server:
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+def serve(tmp_path: Path) -> Iterator[Callable[..., Address]]:
     servers: list[Server] = []
 
-    def make(converse: Callable[[socket.socket], None]) -> Path:
+    def make(converse: Callable[[socket.socket], None]) -> Address:
         servers.append(Server(tmp_path / str(len(servers)), converse))
-        return servers[-1].path
+        return Address(servers[-1].path)
 
     yield make
     for server in servers:
@@ -312,7 +323,7 @@ def saying(*chunks: bytes) -> Callable[[socket.socket], None]:
     return converse
 
 
-def test_a_reply_comes_in_pieces(serve: Callable[..., Path]) -> None:
+def test_a_reply_comes_in_pieces(serve: Callable[..., Address]) -> None:
     message = json.dumps({"parameters": {"text": "x" * 300_000}}).encode() + b"\0"
     pieces = [message[start : start + 70_000] for start in range(0, len(message), 70_000)]
     path = serve(saying(*pieces))
@@ -332,19 +343,19 @@ def test_a_reply_comes_in_pieces(serve: Callable[..., Path]) -> None:
     ],
 )
 def test_what_is_no_reply_is_a_failure(
-    serve: Callable[..., Path], said: bytes, kind: type[FailureError], words: str
+    serve: Callable[..., Address], said: bytes, kind: type[FailureError], words: str
 ) -> None:
     with pytest.raises(kind, match=words):
         client.call(serve(saying(said)), "a.B", patience=5)
 
 
-def test_a_reply_without_an_end_is_given_up(serve: Callable[..., Path]) -> None:
+def test_a_reply_without_an_end_is_given_up(serve: Callable[..., Address]) -> None:
     question = Question(serve(saying(*[b" " * 65536] * 64)), "a.B")
     (answer,) = client.ask([question], patience=5, longest=1 << 20)
     assert (type(answer), str(answer)) == (client.NonsenseError, "its reply is longer than 1 MiB")
 
 
-def test_a_reply_that_drips_is_given_up_in_time(serve: Callable[..., Path]) -> None:
+def test_a_reply_that_drips_is_given_up_in_time(serve: Callable[..., Address]) -> None:
     end = threading.Event()
 
     def drip(connection: socket.socket) -> None:
@@ -358,7 +369,7 @@ def test_a_reply_that_drips_is_given_up_in_time(serve: Callable[..., Path]) -> N
 
 
 def test_a_socket_of_another_user_is_not_trusted(
-    serve: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    serve: Callable[..., Address], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = serve(lambda connection: None)
     monkeypatch.setattr(client, "_CREDENTIALS", Credentials())
@@ -378,14 +389,14 @@ class Credentials:
 
 
 def test_all_are_asked_at_once_and_the_silent_one_is_not_waited_for_alone(
-    serve: Callable[..., Path], tmp_path: Path
+    serve: Callable[..., Address], tmp_path: Path
 ) -> None:
     end = threading.Event()
     answers = client.ask(
         [
             Question(serve(lambda connection: void(end.wait(10))), "a.B"),
             Question(serve(saying(b'{"parameters": {"n": 1}}\0')), "a.B"),
-            Question(tmp_path / "nonesuch" / "control", "a.B"),
+            Question(Address(tmp_path / "nonesuch" / "control"), "a.B"),
         ],
         patience=5,
         quiet=0.3,
@@ -396,3 +407,39 @@ def test_all_are_asked_at_once_and_the_silent_one_is_not_waited_for_alone(
 
 def void(_: object) -> None:
     """Return nothing."""
+
+
+def test_nobody_waits_for_another_user_who_drips(serve: Callable[..., Address]) -> None:
+    end = threading.Event()
+
+    def drip(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # it has gone
+            while not end.wait(0.02):
+                connection.sendall(b" ")
+
+    uid = os.geteuid()
+    theirs = Address(serve(drip).path, owner=uid)
+    before = time.monotonic()
+    (answer,) = client.ask([Question(theirs, "a.B")], patience=60, quiet=0.2)
+    end.set()
+    assert isinstance(answer, NotAnsweringError)
+    assert time.monotonic() - before < 30
+
+
+def test_another_users_socket_is_reached_by_no_link(serve: Callable[..., Address], tmp_path: Path) -> None:
+    path = serve(saying(b'{"parameters": {}}\0')).path
+    uid = os.geteuid()
+    (tmp_path / "directory").symlink_to(path.parent)
+    (tmp_path / "socket").mkdir()
+    (tmp_path / "socket/control").symlink_to(path)
+    for name in ("directory", "socket"):
+        with pytest.raises(NotListeningError):
+            client.call(Address(tmp_path / name / "control", owner=uid), "a.B", patience=5)
+    with pytest.raises(client.NotTrustedError):
+        client.call(Address(path, owner=uid + 1), "a.B", patience=5)
+
+
+def test_another_users_replies_may_be_shorter(serve: Callable[..., Address]) -> None:
+    theirs = Address(serve(saying(*[b" " * 65536] * 8)).path, owner=os.geteuid())
+    (answer,) = client.ask([Question(theirs, "a.B")], patience=5, longest=1 << 20)
+    assert str(answer) == "its reply is longer than 64 KiB"

@@ -58,10 +58,10 @@ def test_a_line_each_with_header_and_footer() -> None:
   NAME        STATE          WORKER  UPTIME  MEMORY           RESTARTS  LAST
   big         running           834     59s  195.0/200.0 MiB         1  memory, by nannyd, 1min ago
   done        inactive            -       -  -                       -  stopped, 5min ago
-× failed      failed              -       -  -                       -  the configuration is wrong, 5mi…
+× failed      failed         the configuration is wrong, 5min ago
 ● hung        not answering       -       -  -                       -  not answering
   restarting  auto-restart        -       -  50.0/200.0 MiB          1  worker 834 running, 50.0 of 200…
-  theirs      running             -       -  -                       -  not permitted; needs root or th…
+  theirs      running        not permitted; needs root or the user bob
   worker1     running           834     59s  50.0/200.0 MiB          0  -
 
 7 instances listed.
@@ -88,7 +88,7 @@ def test_no_line_is_wider_than_the_terminal(width: int, utf8: bool) -> None:  # 
     assert text.isascii() or utf8
 
 
-def test_the_last_column_gives_way_first_then_the_bars_then_the_name() -> None:
+def test_the_last_column_gives_way_while_it_says_enough_then_the_bars_then_the_name() -> None:
     def lines(width: int) -> list[str]:
         style = Style(terminal=True, utf8=True, width=width)
         named = [samples.running("a-rather-long-name")]
@@ -97,11 +97,14 @@ def test_the_last_column_gives_way_first_then_the_bars_then_the_name() -> None:
     assert lines(110) == [
         "  a-rather-long-name  running  834  59s  50.0/200.0 MiB  ██▌░░░░░░░  1  memory, by nannyd, 1min ago"
     ]
-    assert lines(90) == [
-        "  a-rather-long-name  running  834  59s  50.0/200.0 MiB  ██▌░░░░░░░  1  memory, by nannyd…"
+    assert lines(96) == [
+        "  a-rather-long-name  running  834  59s  50.0/200.0 MiB  ██▌░░░░░░░  1  memory, by nannyd, 1min…"
     ]
-    assert lines(80) == ["  a-rather-long-name  running  834  59s  50.0/200.0 MiB  1  memory, by …"]
-    assert lines(68) == ["  a-rather-long…  running  834  59s  50.0/200.0 MiB  1  memory, by …"]
+    assert lines(92) == [
+        "  a-rather-long-name  running  834  59s  50.0/200.0 MiB  1  memory, by nannyd, 1min ago"
+    ]
+    assert lines(80) == ["  a-rather-long-name  running  834  59s  50.0/200.0 MiB  1  memory, by nannyd, …"]
+    assert lines(68) == ["  a-rather-long-n…  running  834  59s  50.0/200.0 MiB  1  memory, b…"]
 
 
 def test_full_is_not_shortened() -> None:
@@ -133,10 +136,12 @@ def test_json_has_the_same_keys_for_all() -> None:
     assert listing.describe(some()[0]) == {
         "name": "big",
         "scope": "system",
+        "user": None,
         "unit": "nannyd@big.service",
         "state": "running",
         "activeState": "active",
         "reason": None,
+        "ending": None,
         "processId": 826,
         "workerProcessId": 834,
         "workerStartedAt": samples.micro(59),

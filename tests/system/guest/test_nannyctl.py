@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .instances import CONFIGURATION, as_user, rude, run_command, wait_until
+from .instances import CONFIGURATION, as_user, rude, run_command, shell, wait_until
 
 if TYPE_CHECKING:
     import subprocess
@@ -53,7 +55,7 @@ def test_stop_and_start_are_jobs_of_systemd(nannyd: NannydFactory) -> None:
     assert not Path(f"/proc/{first}").exists()
     one = listed("w")
     assert (one["state"], one["activeState"], one["workerProcessId"]) == ("inactive", "inactive", None)
-    assert one["reason"] in ("stopped", "not started since boot")
+    assert (one["reason"], one["ending"]) == ("stopped", "stopped")
     assert nannyctl("status", "w").returncode == 3
     assert done("stop", "w") == ""
     assert instance.show("NRestarts") == "0"
@@ -112,10 +114,93 @@ def test_drained_instance_ends_with_its_worker(nannyd: NannydFactory) -> None:
     instance = nannyd(SLEEP)
     assert done("drain", "w", "--reason=upgrade") == ""
     assert instance.show("ActiveState") == "active"
+    one = listed("w")
+    assert (one["state"], one["activeState"], one["ending"]) == ("draining", "active", None)
+    text = done("status", "w")
+    assert " Active: active (draining) since " in text
+    assert "\n    Reason: it ends when its worker does\n" in text
     assert done("kill", "w", "--timeout=5") == ""
     instance.wait_for("inactive")
     assert instance.show("Result") == "success"
     assert instance.show("NRestarts") == "0"
+
+
+@pytest.mark.parametrize("enabled", [False, True], ids=["forgotten by systemd", "loaded"])
+def test_why_one_is_down_is_told_apart(nannyd: NannydFactory, enabled: bool) -> None:  # noqa: FBT001
+    once = f"[worker]\ncommand = {shell('exit 0')}\nready = 'exec'\n[restart]\nmode = 'on-failure'\n"
+    configurations = {"succeeded": once}
+    some = {
+        name: nannyd(configurations.get(name, SLEEP), name=name)
+        for name in ("stopped", "terminated", "drained", "succeeded")
+    }
+    if enabled:
+        run_command("systemctl", "enable", *(one.name for one in some.values()))
+    try:
+        run_command("systemctl", "stop", some["stopped"].name)
+        control = "/run/nannyd/terminated/control"
+        run_command("varlinkctl", "call", control, "io.nannyd.Nanny.Terminate", '{"reason": "moving house"}')
+        done("drain", "drained")
+        done("kill", "drained", "--timeout=0")
+        for one in some.values():
+            one.wait_for("inactive")
+        told = {name: listed(name) for name in some}
+        reasons = {name: (one["ending"], one["reason"]) for name, one in told.items()}
+        assert reasons == {
+            "stopped": ("stopped", "stopped"),
+            "terminated": ("terminated", "terminated over its socket: moving house"),
+            "drained": ("drained", "drained: it was killed by SIGKILL"),
+            "succeeded": ("succeeded", "its worker succeeded: it exited with status 0"),
+        }
+        line = r"^  drained +inactive .* drained: it was killed by SIGKILL, \d+\w+ ago$"
+        assert re.search(line, done("list"), re.MULTILINE)
+        assert "its worker succeeded: it exited with status 0" in done("why", "succeeded")
+        # What is told is how it ended last, not once upon a time.
+        some["drained"].start()
+        assert listed("drained")["ending"] is None
+        some["drained"].stop()
+        assert listed("drained")["reason"] == "stopped"
+    finally:
+        if enabled:
+            run_command("systemctl", "disable", *(one.name for one in some.values()))
+
+
+def test_masked_ones_are_listed_as_such(nannyd: NannydFactory) -> None:
+    instance = nannyd(SLEEP, start=False)
+    mask = Path("/etc/systemd/system", instance.name)
+    mask.symlink_to("/dev/null")
+    try:
+        one = listed("w")
+        assert (one["state"], one["activeState"], one["reason"]) == (
+            "masked",
+            "inactive",
+            "its unit is masked",
+        )
+        assert re.search("^  w +masked .* its unit is masked$", done("list"), re.MULTILINE)
+        assert nannyctl("status", "w").returncode == 3
+        failed = nannyctl("start", "w")
+        assert failed.returncode == 1
+        assert failed.stderr.endswith("w: systemd did not start it: its unit is masked\n")
+    finally:
+        mask.unlink()
+        run_command("systemctl", "daemon-reload")
+
+
+def test_status_of_several_has_the_exit_status_that_systemctl_has(nannyd: NannydFactory) -> None:
+    nannyd(SLEEP, name="up")
+    nannyd(SLEEP, name="down").stop()
+    for names in (("up",), ("up", "down"), ("down", "none"), ("none", "down"), ("up", "none")):
+        units = [f"nannyd@{name}.service" if name != "none" else "nonesuch.service" for name in names]
+        theirs = run_command("systemctl", "status", *units, check=False).returncode
+        assert nannyctl("status", *names).returncode == theirs, names
+
+
+def test_one_client_of_root_does_not_shut_out_the_others(nannyd: NannydFactory) -> None:
+    nannyd(SLEEP)
+    with contextlib.ExitStack() as stack:
+        for _ in range(100):
+            line = stack.enter_context(socket.socket(socket.AF_UNIX))
+            line.connect("/run/nannyd/w/control")
+        assert listed("w")["state"] == "running"
 
 
 # What is not running
@@ -301,7 +386,7 @@ def test_a_user_has_instances_of_her_own_beside_those_of_the_system(
     assert (hers["scope"], hers["state"]) == ("user", "inactive")
     assert done("start", "both", "--user", user="alice") == ""
     assert done("restart", "own", "both", user="alice") == ""
-    assert "own" not in done("list")
+    assert not re.search("^. own ", done("list"), re.MULTILINE)
 
     assert done("stop", "own", "both", user="alice") == ""
     state = run_command(*as_user("alice"), "systemctl", "--user", "is-active", "nannyd@own", check=False)

@@ -98,6 +98,14 @@ def test_what_is_asked_for_is_journalctls_to_choose(talker: Nannyd) -> None:
     assert "someday" in other.stderr
 
 
+@pytest.mark.parametrize("words", ["-b -1", "-b 0", "-b-1", "--boot=-1", "--boot all", "-b"])
+def test_the_boot_is_written_as_for_journalctl(talker: Nannyd, words: str) -> None:
+    theirs = run_command("journalctl", "--unit", talker.name, *words.split(), check=False)
+    ours = nannyctl("logs", "w", *words.split())
+    assert (ours.returncode, ours.stderr) == (theirs.returncode, theirs.stderr)
+    assert ("the worker begins" in ours.stdout) == ("the worker begins" in theirs.stdout)
+
+
 def test_what_was_stopped_has_its_lines_still(talker: Nannyd) -> None:
     talker.stop()
     said = [line["MESSAGE"] for line in lines(talker)]

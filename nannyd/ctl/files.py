@@ -1,0 +1,59 @@
+"""Which instances stand in files: of the configuration, of states, and units that are masked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nannyd.core.paths import Scope
+from nannyd.core.units import name_problem
+from nannyd.ctl import units
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+
+def configured(scope: Scope, environ: Mapping[str, str]) -> list[str]:
+    """Return the names of the configuration files."""
+    directory = Path("/etc/nannyd")
+    if scope is Scope.USER:
+        directory = _home(environ, "XDG_CONFIG_HOME", ".config") / "nannyd"
+    try:
+        return names_of(path.name for path in directory.iterdir())
+    except OSError:
+        return []
+
+
+def names_of(files: Iterable[str]) -> list[str]:
+    """Return the instances that files of configuration mean."""
+    names = {file.removesuffix(".d").removesuffix(".toml") for file in files if ".toml" in file}
+    return [name for name in names if name_problem(name) is None]
+
+
+def masked(scope: Scope, environ: Mapping[str, str]) -> list[str]:
+    """Return the instances whose units the administrator or the user has masked."""
+    directories = [Path("/etc/systemd/system"), Path("/run/systemd/system")]
+    if scope is Scope.USER:
+        directories = [_home(environ, "XDG_CONFIG_HOME", ".config") / "systemd/user"]
+    paths = [path for directory in directories for path in directory.glob(units.unit_name("*"))]
+    names = [units.instance(path.name) for path in paths if _is_mask(path)]
+    return [name for name in names if name is not None]
+
+
+def _is_mask(path: Path) -> bool:
+    try:
+        return str(path.readlink()) == "/dev/null"
+    except OSError:
+        return False
+
+
+def state_directory(name: str, scope: Scope, environ: Mapping[str, str]) -> Path:
+    """Return where an instance of the system, or of ours, keeps its state."""
+    if scope is Scope.SYSTEM:
+        return Path("/var/lib/nannyd") / name
+    return _home(environ, "XDG_STATE_HOME", ".local/state") / "nannyd" / name
+
+
+def _home(environ: Mapping[str, str], variable: str, usual: str) -> Path:
+    given = environ.get(variable)
+    return Path(given) if given else Path(environ.get("HOME", "/")) / usual
