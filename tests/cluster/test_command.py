@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from harness import PATIENCE, Home, processes_marked
+from harness import PATIENCE, Home, await_end, processes_marked
 
 from nannyd.core.errors import ExitCode
 
@@ -132,13 +132,14 @@ def test_one_that_fails_does_not_take_the_others_with_it(cluster: Cluster, comma
     process = command(cluster.address, "--nworkers=2", "--nthreads=1", "--dask.reconnect=false")
     first, second = cluster.wait_for_workers(2).values()
     command.await_words(" is ready after ", 2)
+    nanny = parent_of(first["pid"])
     kill(first["pid"])
-    command.await_words(" has ended: ")
+    await_end(nanny)
     ((_, left),) = cluster.wait_for_workers(1).items()
     assert left["pid"] == second["pid"]
     assert process.poll() is None
     process.terminate()
-    assert process.wait(PATIENCE) == ExitCode.WORKER_FAILED
+    assert process.wait(PATIENCE) == ExitCode.WORKER_FAILED, command.log()
 
 
 def test_the_scheduler_of_dasks_own_variable_is_found(cluster: Cluster, command: Command) -> None:
