@@ -154,19 +154,27 @@ class WorkerProcess:
     ) -> None:
         """End the worker: 0.8 × *timeout* after it was asked to, it is killed.
 
-        It is gone, with whatever it has started, when this returns.  Raises TimeoutError if it does not die.
+        It is gone, with whatever it has started, when this returns.  Raises TimeoutError if it does not die;
+        a nanny that is being closed goes without it.
         """
-        if self._supervisor is None or self._task is None or self._task.done():
+        supervisor, task = self._supervisor, self._task
+        if supervisor is None or task is None or task.done():
             return
-        life = self._supervisor.worker.generation
-        async with asyncio.timeout(0.8 * timeout + max(timeout, _KILL_TIMEOUT)):
-            if self._nanny.status in _ENDING:
-                self._post(StopRequested(reason, timeout))
-                await asyncio.wait({self._task})
-            elif self.is_alive():
-                logger.info("Nanny asking worker to close. Reason: %s", reason)
-                self._post(RestartRequested(reason, timeout))
+        is_last = self._nanny.status in _ENDING
+        if not (is_last or self.is_alive()):
+            return
+        logger.info("Nanny asking worker to close. Reason: %s", reason)
+        life = supervisor.worker.generation
+        self._post((StopRequested if is_last else RestartRequested)(reason, timeout))
+        try:
+            async with asyncio.timeout(0.8 * timeout + max(timeout, _KILL_TIMEOUT)):
                 await self._until(lambda worker: worker.exit is not None and worker.exit.generation >= life)
+        except TimeoutError:
+            if self._nanny.status is not Status.closing:
+                raise
+            logger.error("Worker %s does not die", self.pid)
+        else:
+            await asyncio.wait({task}, timeout=_REMOVAL_TIMEOUT if is_last else 0)
 
     def let_go(self, reason: str) -> None:
         """Start no further worker."""
