@@ -104,7 +104,6 @@ class WorkerProcess:
         self.Worker = worker
         self.worker_kwargs = arguments
         self.config = config
-        self.env, self.pre_spawn_env = nanny.env, nanny.pre_spawn_env
         self.status = Status.init
         self.worker_address: str | None = None
         self.worker_dir: str | None = None
@@ -206,7 +205,7 @@ class WorkerProcess:
             output=lodging.output,
             post=lambda event: None,
             noted=lambda: None,
-            overrides=lambda: lodging.environ(self.pre_spawn_env, self.env),
+            overrides=lambda: lodging.environ(nanny.pre_spawn_env, nanny.env),
             arguments=self._arguments,
             tidy=lambda: None,
         )
@@ -255,10 +254,11 @@ class WorkerProcess:
         while self._supervisor is not None and self._task is not None:
             if self._task.done() or is_true(self._supervisor.worker):
                 return
-            await asyncio.wait(
-                {self._task, step := asyncio.ensure_future(self._step.wait())}, return_when="FIRST_COMPLETED"
-            )
-            step.cancel()
+            step = asyncio.ensure_future(self._step.wait())
+            try:
+                await asyncio.wait({self._task, step}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                step.cancel()
 
     def _why(self, exit_: Exit) -> Exception | None:
         """Return why the worker did not start, if that is known."""
@@ -320,10 +320,10 @@ class WorkerProcess:
 
     def _exceeded(self, supervisor: Supervisor) -> None:
         """Tell, once for each, that a worker is ended for its memory."""
-        life, reading = supervisor.life, supervisor.reading()
+        life = supervisor.life
         if life is None or life.generation == self._warned_of:
             return
-        self._warned_of = life.generation
+        self._warned_of, reading = life.generation, supervisor.last_reading(life)
         self._nanny.memory_exceeded(life.pid, reading.working_set if reading is not None else 0)
 
 

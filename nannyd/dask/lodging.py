@@ -31,10 +31,9 @@ from nannyd.core.plan import (
     Ready,
     WorkerPlan,
 )
-from nannyd.core.procfs import parse_cgroup
 from nannyd.core.restart import RestartMode, RestartPolicy
 from nannyd.supervisor import scratch
-from nannyd.supervisor.delegation import SUPERVISOR, Delegation
+from nannyd.supervisor.delegation import Delegation, is_alone
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -143,8 +142,7 @@ def _parent() -> str:
 
 def delegation() -> Delegation | None:
     """Return the delegated cgroup if it is this process's alone, ready for leaves."""
-    path = parse_cgroup(Path("/proc/self/cgroup").read_text()).get("", "")
-    if Path(path).name != SUPERVISOR:  # else it would have to move into such a one first
+    if not is_alone():
         return None
     found, _ = Delegation.find()
-    return found if found is not None and found.has_memory and found.is_ours_alone() else None
+    return found if found is not None and found.has_memory else None
