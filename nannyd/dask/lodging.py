@@ -6,6 +6,7 @@ of the OOM killer, no garbage collector, no logging, no word to the program's ow
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import re
@@ -112,7 +113,8 @@ def output() -> int:
         os.fstat(1)
         os.fstat(2)
     except OSError:
-        return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        with open(os.devnull, "wb") as nothing:  # noqa: PTH123 - it may get the very number that is closed
+            return fcntl.fcntl(nothing, fcntl.F_DUPFD_CLOEXEC, 3)
     return 1
 
 
