@@ -47,8 +47,8 @@ def everything(lab: Lab) -> list[Row]:
 
 def _makers(lab: Lab, **settings: str) -> dict[str, Make]:
     def nannyd(address: str) -> Nannyd:
-        ours = {"dask.scheduler": address, "dask.nthreads": "1", "agent.idle-timeout": "1s"}
-        ours |= {"memory.limit": WORKER_LIMIT, **settings}
+        ours = {"dask.scheduler": address, "dask.nthreads": "1", "dask.dashboard": "false"}
+        ours |= {"agent.idle-timeout": "1s", "memory.limit": WORKER_LIMIT, **settings}
         return Nannyd(lab.place("nannyd"), [], ours)
 
     return {"nannyd": nannyd, "Nanny": lambda address: Nanny(lab.place("nanny"), address)}

@@ -97,6 +97,7 @@ def nannyd(directory: Path, scheduler: str, number: int) -> Nannyd:
         "dask.scheduler": scheduler,
         "dask.name": str(number),
         "dask.nthreads": "1",
+        "dask.dashboard": "false",
         "memory.limit": f"{MEMORY}B",
     }
     return made

@@ -13,11 +13,12 @@ import nannyd
 from nannyd.core import wire
 
 _PROGRAM = (
-    "import sys; sys.path.insert(0, {directory!r}); from nannyd.{room}.bootstrap import main; "
-    "sys.path.append(sys.path.pop(0)); main()"
+    "import gc, sys; gc.disable(); sys.path.insert(0, {directory!r}); "
+    "from nannyd.{room}.bootstrap import main; sys.path.append(sys.path.pop(0)); gc.enable(); main()"
 )
-"""First while nannyd itself is imported, so that no other `nannyd` of the user's can stand in for the one
-that speaks to this supervisor; last from then on, so that nothing of the user's is shadowed."""
+"""The directory is first while nannyd itself is imported, so that no other `nannyd` of the user's can stand
+in for the one that speaks to this supervisor; last from then on, so that nothing of the user's is shadowed.
+There is no garbage in what is imported, but to look for it takes a sixth of the time."""
 
 
 def boot_argv(python: str, directory: str, name: str, target: str) -> list[str]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 def configure(
@@ -17,8 +18,9 @@ def configure(
 
     *import_it* does that.
     """
-    _lay(config)
-    _import_distributed(import_it)
+    with _yaml_in_c():
+        _lay(config)
+        _import_distributed(import_it)
     _lay(config)  # distributed has put its defaults where None was set
 
 
@@ -52,3 +54,17 @@ def _import_distributed(import_it: Callable[[], object]) -> None:
     gc.freeze()
     if was_enabled:
         gc.enable()
+
+
+@contextmanager
+def _yaml_in_c() -> Iterator[None]:
+    """Let what is configured be read by PyYAML's parser in C, which nobody uses unless asked to."""
+    import yaml
+
+    slow, loader = yaml.safe_load, getattr(yaml, "CSafeLoader", None)
+    if loader is not None:
+        yaml.safe_load = lambda stream: yaml.load(stream, loader)  # noqa: S506 (a safe one)
+    try:
+        yield
+    finally:
+        yaml.safe_load = slow

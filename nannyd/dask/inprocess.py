@@ -104,7 +104,6 @@ class WorkerProcess:
         self.Worker = worker
         self.worker_kwargs = arguments
         self.config = config
-        self.env, self.pre_spawn_env = nanny.env, nanny.pre_spawn_env
         self.status = Status.init
         self.worker_address: str | None = None
         self.worker_dir: str | None = None
@@ -154,19 +153,27 @@ class WorkerProcess:
     ) -> None:
         """End the worker: 0.8 × *timeout* after it was asked to, it is killed.
 
-        It is gone, with whatever it has started, when this returns.  Raises TimeoutError if it does not die.
+        It is gone, with whatever it has started, when this returns.  Raises TimeoutError if it does not die;
+        a nanny that is being closed goes without it.
         """
-        if self._supervisor is None or self._task is None or self._task.done():
+        supervisor, task = self._supervisor, self._task
+        if supervisor is None or task is None or task.done():
             return
-        life = self._supervisor.worker.generation
-        async with asyncio.timeout(0.8 * timeout + max(timeout, _KILL_TIMEOUT)):
-            if self._nanny.status in _ENDING:
-                self._post(StopRequested(reason, timeout))
-                await asyncio.wait({self._task})
-            elif self.is_alive():
-                logger.info("Nanny asking worker to close. Reason: %s", reason)
-                self._post(RestartRequested(reason, timeout))
+        is_last = self._nanny.status in _ENDING
+        if not (is_last or self.is_alive()):
+            return
+        logger.info("Nanny asking worker to close. Reason: %s", reason)
+        life = supervisor.worker.generation
+        self._post((StopRequested if is_last else RestartRequested)(reason, timeout))
+        try:
+            async with asyncio.timeout(0.8 * timeout + max(timeout, _KILL_TIMEOUT)):
                 await self._until(lambda worker: worker.exit is not None and worker.exit.generation >= life)
+        except TimeoutError:
+            if self._nanny.status is not Status.closing:
+                raise
+            logger.error("Worker %s does not die", self.pid)
+        else:
+            await asyncio.wait({task}, timeout=_REMOVAL_TIMEOUT if is_last else 0)
 
     def let_go(self, reason: str) -> None:
         """Start no further worker."""
@@ -198,7 +205,7 @@ class WorkerProcess:
             output=lodging.output,
             post=lambda event: None,
             noted=lambda: None,
-            overrides=lambda: lodging.environ(self.pre_spawn_env, self.env),
+            overrides=lambda: lodging.environ(nanny.pre_spawn_env, nanny.env),
             arguments=self._arguments,
             tidy=lambda: None,
         )
@@ -247,10 +254,11 @@ class WorkerProcess:
         while self._supervisor is not None and self._task is not None:
             if self._task.done() or is_true(self._supervisor.worker):
                 return
-            await asyncio.wait(
-                {self._task, step := asyncio.ensure_future(self._step.wait())}, return_when="FIRST_COMPLETED"
-            )
-            step.cancel()
+            step = asyncio.ensure_future(self._step.wait())
+            try:
+                await asyncio.wait({self._task, step}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                step.cancel()
 
     def _why(self, exit_: Exit) -> Exception | None:
         """Return why the worker did not start, if that is known."""
@@ -312,10 +320,10 @@ class WorkerProcess:
 
     def _exceeded(self, supervisor: Supervisor) -> None:
         """Tell, once for each, that a worker is ended for its memory."""
-        life, reading = supervisor.life, supervisor.reading()
+        life = supervisor.life
         if life is None or life.generation == self._warned_of:
             return
-        self._warned_of = life.generation
+        self._warned_of, reading = life.generation, supervisor.last_reading(life)
         self._nanny.memory_exceeded(life.pid, reading.working_set if reading is not None else 0)
 
 

@@ -6,6 +6,7 @@ of the OOM killer, no garbage collector, no logging, no word to the program's ow
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import re
@@ -31,10 +32,9 @@ from nannyd.core.plan import (
     Ready,
     WorkerPlan,
 )
-from nannyd.core.procfs import parse_cgroup
 from nannyd.core.restart import RestartMode, RestartPolicy
 from nannyd.supervisor import scratch
-from nannyd.supervisor.delegation import SUPERVISOR, Delegation
+from nannyd.supervisor.delegation import Delegation, is_alone
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -113,7 +113,8 @@ def output() -> int:
         os.fstat(1)
         os.fstat(2)
     except OSError:
-        return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        with open(os.devnull, "wb") as nothing:  # noqa: PTH123 - it may get the very number that is closed
+            return fcntl.fcntl(nothing, fcntl.F_DUPFD_CLOEXEC, 3)
     return 1
 
 
@@ -143,8 +144,7 @@ def _parent() -> str:
 
 def delegation() -> Delegation | None:
     """Return the delegated cgroup if it is this process's alone, ready for leaves."""
-    path = parse_cgroup(Path("/proc/self/cgroup").read_text()).get("", "")
-    if Path(path).name != SUPERVISOR:  # else it would have to move into such a one first
+    if not is_alone():
         return None
     found, _ = Delegation.find()
-    return found if found is not None and found.has_memory and found.is_ours_alone() else None
+    return found if found is not None and found.has_memory else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import functools
 import json
 import logging
 import time
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from nannyd.dask.configuration import configure, make_security
 from nannyd.dask.events import log_exits
+from nannyd.dask.sparing import complete, import_distributed
 from nannyd.dask.telling import hand_over, tell
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ class DaskWorker:
         local_directory: str | None = None,
     ) -> None:
         """*life* is what the supervisor knows of the lives before; all else is configuration."""
-        configure(config)
+        configure(config, functools.partial(import_distributed, "distributed.worker"))
         given = _unpickle(pickled)
         if given.get("config"):
             configure(given["config"])
@@ -100,6 +102,7 @@ class DaskWorker:
             raise
         finally:
             await self._conclude()
+        asyncio.get_running_loop().call_soon(complete)  # registered first, and told to be ready
         await self._publish()
 
     async def finished(self) -> None:
@@ -127,11 +130,12 @@ class DaskWorker:
         nanny = self._life["nanny"]
         if not self._life["register"]:
             return scheduler, nanny
-        from nannyd.dask.port import open_port
         from nannyd.dask.registration import register
 
         patience = None
         if nanny is None:
+            from nannyd.dask.port import open_port
+
             listening, nanny = open_port(self._where, scheduler, self._security)
             with listening:
                 hand_over(listening, nanny=nanny, scheduler=scheduler)

@@ -39,6 +39,24 @@ def locate(path: str, mounts: list[Mount]) -> Path | None:
     return None
 
 
+def _here(proc: Path) -> tuple[str | None, Path | None, list[Mount]]:
+    """Return the cgroup of this process, its directory, and where cgroups are mounted."""
+    path = parse_cgroup((proc / "cgroup").read_text()).get("")
+    mounted = parse_mountinfo((proc / "mountinfo").read_text())
+    mounts = [mount for mount in mounted if mount.kind == "cgroup2"]
+    return path, None if path is None else locate(path, mounts), mounts
+
+
+def is_alone() -> bool:
+    """Say whether this process lives alone in a cgroup for supervisors: then what is around it is its own."""
+    _, own, _ = _here(Path("/proc/self"))
+    if own is None or own.name != SUPERVISOR:
+        return False
+    with suppress(OSError):  # a threaded cgroup
+        return (own / "cgroup.procs").read_text().split() == [str(os.getpid())]
+    return False
+
+
 class Delegation:
     """The cgroup that was delegated to this process, ready to take leaves."""
 
@@ -54,10 +72,7 @@ class Delegation:
     @classmethod
     def find(cls, proc: Path = Path("/proc/self")) -> tuple[Self | None, str]:
         """Return the delegation, taken into possession; or None and why there is none, in words."""
-        path = parse_cgroup((proc / "cgroup").read_text()).get("")
-        mounted = parse_mountinfo((proc / "mountinfo").read_text())
-        mounts = [mount for mount in mounted if mount.kind == "cgroup2"]
-        own = None if path is None else locate(path, mounts)
+        path, own, mounts = _here(proc)
         if path is None or own is None:
             return None, "no cgroup v2 file system is mounted here"
         if not (own / "cgroup.controllers").exists() or not _is_delegated_at(own):
@@ -76,10 +91,6 @@ class Delegation:
             return None, f"{path} cannot be used: {why.get(error.errno or 0, error.strerror)}"
         mount = next(Path(mount.point) for mount in mounts if directory.is_relative_to(mount.point))
         return cls(directory, path if directory is own else os.path.dirname(path) or "/", mount), ""  # noqa: PTH120
-
-    def is_ours_alone(self) -> bool:
-        """Say whether no other process lives where this one does, so that nobody else may use it."""
-        return (self._directory / SUPERVISOR / "cgroup.procs").read_text().split() == [str(os.getpid())]
 
     def leaf(self, number: int) -> Leaf:
         """Return a fresh leaf, `worker-NUMBER` or with the next number that is free.  Raises OSError."""

@@ -1,0 +1,35 @@
+"""A Dask worker imports a part of distributed; nobody sees a difference."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+from harness import WORKERS
+
+if TYPE_CHECKING:
+    from .lab import Zygote
+
+
+@pytest.mark.parametrize("action", ["nothing", "star", "modules", "modules, reversed", "threads"])
+def test_distributed_is_whole_for_whoever_looks(zygote: Zygote, parts: str, action: str) -> None:
+    done = subprocess.run(
+        [zygote.python, str(WORKERS / "look_at_distributed.py"), action],
+        env={"PYTHONPATH": parts},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr == ""
+    found = json.loads(done.stdout)
+    plainly = [zygote.python, "-c", "import distributed; print(distributed.__version__)"]
+    version = subprocess.run(plainly, capture_output=True, text=True, check=True).stdout.strip()
+    assert found.pop("versions") == [version, version]
+    assert found == {
+        "dear": [],
+        "is_whole": True,
+        "is_config": True,
+        "has_nonsense": False,
+        "is_itself": True,
+    }
