@@ -26,7 +26,7 @@ SOCKET_PATH_MAX = 107
 """Bytes of a socket's path that fit into sockaddr_un, without the NUL (unix(7))."""
 
 SUPERVISED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""The signals that the launcher leaves blocked for the supervisor it becomes."""
+"""The signals that a supervisor answers: blocked before it can, and when it cannot any more."""
 
 _LONGEST_SOCKET = "notify-XXXXXXXX"
 SYSTEM_DIRECTORY = Path("/run/nannyd")

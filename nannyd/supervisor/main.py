@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nannyd.core.errors import ExitCode
-from nannyd.core.paths import control_socket
+from nannyd.core.paths import SUPERVISED, control_socket
 from nannyd.core.plan import LogFormat, MemoryMode, Plan
 from nannyd.core.units import format_size
 from nannyd.supervisor import ending, leftover, library, logs, notices, scratch, signals
@@ -143,6 +143,8 @@ async def _run(supervisor: Supervisor, reloader: Reloader, room: Room, runtime: 
     _remove_uploads(supervisor.local_directory, room.helpers)
     await room.helpers.wait(_REMOVAL_TIMEOUT)
     control_socket(runtime).unlink(missing_ok=True)
+    # The loop lets go of the signals when it closes: one that comes then must not be our end.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SUPERVISED)
     signal.set_wakeup_fd(-1)  # the loop closes what it hears of signals by before it lets go of them
     return code
 

@@ -1,10 +1,11 @@
-"""Signals that come while `nannyd run` is on its way from its first line to a supervised worker."""
+"""Signals that come while `nannyd run` is on its way to a supervised worker, or has done with it."""
 
 from __future__ import annotations
 
 import itertools
 import signal
 import time
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -57,3 +58,13 @@ def test_a_hangup_before_the_worker_runs_is_a_reload(nannyd: Host) -> None:
         assert run.stop() == 0
         if is_ready:
             break
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_to_one_that_ends_does_not_hide_how_it_ended(nannyd: Host, number: signal.Signals) -> None:
+    run = nannyd("--restart.mode=no", "--", "sh", "-c", "exit 3")
+    run.wait_for("finished")
+    while run.process.poll() is None:
+        with suppress(ProcessLookupError):
+            run.signal(number)
+    assert run.wait() == 1
