@@ -17,6 +17,7 @@ from pathlib import Path
 from . import procs
 from .eating import Record
 from .figures import floor, long_row, memory_rows, restarts
+from .peers import Scheduler
 from .procs import MIB, BenchmarkError, Births
 from .table import Row
 
@@ -47,20 +48,35 @@ def idle() -> list[Row]:
     """Memory and wake-ups of two units: one with systemd's watchdog, one without."""
     say(f"guest: idle, {IDLE:g} s of nothing")
     settings = "command = ['sleep', '3600']\n[memory]\nlimit = '256MiB'\n"
-    with instance("calm", settings, watchdog=False) as calm, instance("watched", settings) as watched:
+    with (
+        Births(SHARED / "registered") as registered,
+        Scheduler(SHARED / "scheduler", registered) as scheduler,
+        instance("calm", settings, watchdog=False) as calm,
+        instance("watched", settings) as watched,
+        instance("dask", _member(scheduler.address()), watchdog=False) as dask,
+    ):
+        registered.next()
         time.sleep(SETTLE)
-        before = procs.activity([calm]), procs.activity([watched])
+        before = {pid: procs.activity([pid]) for pid in (calm, watched, dask)}
         time.sleep(IDLE)
-        used = procs.memory([watched])
-        calm_now, watched_now = procs.activity([calm]), procs.activity([watched])
-    # No CPU time: user-mode Linux counts it in ticks of 10 ms, more than there is.
-    without, with_ = calm_now.since(before[0])[0], watched_now.since(before[1])[0]
+        used = {pid: procs.memory([pid]) for pid in before}
+        # No CPU time: user-mode Linux counts it in ticks of 10 ms, more than there is.
+        woken = {pid: [procs.activity([pid]).since(then)[0]] for pid, then in before.items()}
+        agents = [pid for pid in procs.children(dask) if "agent" in procs.command_line(pid)]
     group = "guest: idle unit (limit set, cgroup, log to the journal)"
+    member = "guest: idle unit of a Dask worker (the same)"
     return [
-        *memory_rows(group, {"nannyd": [used]}),
-        Row(group, "wake-ups, no watchdog", "1/s", {"nannyd": [without]}, at_most=0.2),
-        Row(group, "wake-ups, WatchdogSec=30", "1/s", {"nannyd": [with_]}),
+        *memory_rows(group, {"nannyd": [used[watched]]}),
+        Row(group, "wake-ups, no watchdog", "1/s", {"nannyd": woken[calm]}, at_most=0.2),
+        Row(group, "wake-ups, WatchdogSec=30", "1/s", {"nannyd": woken[watched]}),
+        *memory_rows(member, {"nannyd": [used[dask]]}),
+        Row(member, "wake-ups, no watchdog", "1/s", {"nannyd": woken[dask]}, at_most=0.2),
+        Row(member, "agents", "count", {"nannyd": [len(agents)]}, at_most=0),
     ]
+
+
+def _member(address: str) -> str:
+    return f"[dask]\nscheduler = '{address}'\nnthreads = 1\n[memory]\nlimit = '256MiB'\n"
 
 
 def restart() -> list[Row]:
