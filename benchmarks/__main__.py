@@ -2,7 +2,7 @@
 
     python -m benchmarks [--json FILE] [NAME…]
 
-Without names all of them run, in less than six minutes.  `guest` boots the machine of the system tests.
+Without names all of them run, in ten minutes.  `guest` boots the machine of the system tests.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import Any
 
 import nannyd
 
-from . import booted, client, cluster, control, host
+from . import booted, client, cluster, control, fleet, host
 from .lab import Lab
 from .procs import BenchmarkError
 from .table import Row, render, to_json
@@ -36,6 +36,7 @@ BENCHMARKS: dict[str, Callable[[Lab], list[Row]]] = {
     "control": control.everything,
     "list": client.listing,
     "dask": cluster.everything,
+    "fleet": fleet.everything,
     "guest": booted.everything,
 }
 PACKAGES = ("nannyd", "distributed", "supervisor", "circus", "psutil")

@@ -13,24 +13,30 @@ import importlib
 import json
 import os
 import random
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from . import procs
-from .lab import Lab
+from .lab import SOURCES, Lab
 from .network import HERE, Network
 from .peers import Nannyd, Peer, Scheduler
 from .procs import BenchmarkError, Births
+from .table import Row
 
+WORKERS = 20
 HOSTS = 4
+KILLS = 10
+CUT = 15.0
+"""Seconds.  After 11 without an answer both ends give the connection up."""
 MEMORY = 220 << 20
 TASKS = 120
 """In one round of work."""
@@ -133,9 +139,9 @@ class Fleet:
             self._news.wait_for(lambda: found() is not None, timeout)
             return found()
 
-    def all_registered(self, numbers: range, after: int) -> list[int]:
-        """Return when each of these has registered, as far as they have within one time."""
-        deadline = time.monotonic() + PATIENCE
+    def all_registered(self, numbers: range, after: int, timeout: float = PATIENCE) -> list[int]:
+        """Return when each of these has registered, as far as they have in time."""
+        deadline = time.monotonic() + timeout
         found = (self.registered(n, after, max(0.0, deadline - time.monotonic())) for n in numbers)
         return [at for at in found if at is not None]
 
@@ -218,7 +224,7 @@ def trouble(fleet: Fleet, kills: int, cut: float, chance: random.Random, outcome
     joined = time.monotonic_ns()
     fleet.network.hosts[host].connect()
     numbers = fleet.numbers(host)
-    back = fleet.all_registered(numbers, joined)
+    back = fleet.all_registered(numbers, joined, PATIENCE / 2)
     outcome.missing += len(numbers) - len(back)
     outcome.back = (max(back) - joined) / 1e9 if len(back) == len(numbers) else None
 
@@ -290,15 +296,43 @@ def _fleet(options: argparse.Namespace, outcome: Outcome) -> Iterator[tuple[Flee
         yield fleet, address, place
 
 
+def everything(lab: Lab) -> list[Row]:
+    """Let the fleet meet the same trouble under nannyd and under `dask worker`."""
+    outcomes = {}
+    for column, options in (("nannyd", []), ("Nanny", ["--nanny"])):
+        lab.say(f"fleet: {column}")
+        command = [sys.executable, "-m", "benchmarks.fleet", *options]
+        ended = subprocess.run(command, check=False, cwd=SOURCES.parent, stdout=subprocess.PIPE, text=True)
+        if ended.returncode != 0:
+            raise BenchmarkError(f"the fleet of {column} ended with {ended.returncode}")
+        outcomes[column] = Outcome(**json.loads(ended.stdout))
+    group = f"fleet ({outcomes['nannyd'].workers} workers on {HOSTS} hosts, one cut off for {CUT:g} s)"
+
+    def row(
+        label: str, unit: str, figure: Callable[[Outcome], list[float]], at_most: float | None = None
+    ) -> Row:
+        found = {name: figure(outcome) for name, outcome in outcomes.items()}
+        return Row(group, label, unit, found, at_most=at_most)
+
+    return [
+        row("commands → all registered", "s", lambda it: [it.registered]),
+        row("kill -9 → registered again, at work", "ms", lambda it: it.again),
+        row("the host is back → its workers, too", "s", lambda it: [it.back] if it.back is not None else []),
+        row("workers that did not come back", "count", lambda it: [it.missing], at_most=0),
+        row("tasks done", "1/s", lambda it: [it.tasks / it.seconds]),
+        row("results lost or wrong", "count", lambda it: [it.wrong], at_most=0),
+    ]
+
+
 def main() -> None:
     """Go into namespaces of our own, run, and print the outcome."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.fleet", description=__doc__, allow_abbrev=False
     )
     parser.add_argument("--nanny", action="store_true", help="under `dask worker`, for comparison")
-    parser.add_argument("--workers", type=int, default=20)
-    parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--cut", type=float, default=15.0, metavar="SECONDS")
+    parser.add_argument("--workers", type=int, default=WORKERS)
+    parser.add_argument("--kills", type=int, default=KILLS)
+    parser.add_argument("--cut", type=float, default=CUT, metavar="SECONDS")
     parser.add_argument("--seed", type=int, default=6)
     parser.add_argument(INSIDE, action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
