@@ -94,7 +94,8 @@ def merge(layers: Sequence[Layer]) -> Tree:
 def _lay(tree: Tree, table: dict[str, Any], origin: Origin, rank: int, path: Path) -> None:
     for key, value in table.items():
         below = tree.get(key)
-        if is_table(value, (*path, key)):
+        # An empty table within a setting is a value, with an origin, unless there is one to lay it on.
+        if is_table(value, (*path, key)) and (value or len(path) < 2 or isinstance(below, dict)):
             if not isinstance(below, dict):
                 tree[key] = below = {}
             _lay(below, value, origin, rank, (*path, key))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nannyd.config.compile import LEAST_LIMIT, Request, Surroundings, compile_plan
@@ -489,6 +489,7 @@ _VALUES = st.recursive(_SCALARS, lambda inner: st.lists(inner, max_size=2) | _ta
 
 @settings(deadline=None)
 @given(st.sampled_from([setting.name for setting in every_setting()]), _VALUES)
+@example("dask.resources", {"A": {}})
 def test_any_value_is_taken_or_answered(name: str, value: Any) -> None:
     section, key = name.split(".")
     variable = f"NANNYD_{section.upper()}"
