@@ -15,7 +15,6 @@ from tornado.ioloop import IOLoop
 
 from nannyd.agent.nanny import Nanny as AgentNanny
 from nannyd.agent.work import Failed
-from nannyd.dask import early
 from nannyd.dask.activity import Requests
 from nannyd.dask.configuration import make_security
 from nannyd.dask.events import log_exits
@@ -23,6 +22,7 @@ from nannyd.dask.facade import Facade
 from nannyd.dask.inherit import Watch
 from nannyd.dask.listener import listener
 from nannyd.dask.plugins import LOADED_BY, digest, keep
+from nannyd.dask.sparing import complete
 
 if TYPE_CHECKING:
     import socket
@@ -209,7 +209,7 @@ class Nanny(Server):
 
     async def run(self, comm: Any, *args: Any, **kwargs: Any) -> Any:
         """Run a function here; what it does to this process reaches the next worker, as with Dask's nanny."""
-        early.complete()
+        complete()
         from distributed.worker import run
 
         nanny = AgentNanny(self._link, _RUNNER)

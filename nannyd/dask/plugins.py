@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from nannyd.dask import early
+from nannyd.dask.sparing import complete
 
 LOADED_BY = "nannyd.dask.plugins:load"
 """The target of such a plugin."""
@@ -16,7 +16,7 @@ LOADED_BY = "nannyd.dask.plugins:load"
 
 def load(path: str) -> Any:
     """Return the plugin that is pickled at *path*."""
-    early.complete()
+    complete()
     from distributed.protocol.pickle import loads
 
     return loads(Path(path).read_bytes())

@@ -18,11 +18,11 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from nannyd.core import boot, wire
-from nannyd.dask import early
 from nannyd.dask.activity import Activity
 from nannyd.dask.configuration import configure
 from nannyd.dask.inherit import Watch
 from nannyd.dask.loops import Loops
+from nannyd.dask.sparing import complete, spare
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -67,7 +67,7 @@ class Extension:
 
         async def call() -> Any:
             facade = (await self._endpoint()).facade(nanny)
-            early.complete()
+            complete()
             watch = Watch()
             result = await _maybe_await(function(facade))
             traces = self._traces[nanny.owner] = watch.traces()
@@ -129,7 +129,9 @@ class Extension:
             raise
 
     async def _make(self) -> endpoint.Nanny:
-        configure(dict(self._arguments.get("config") or {}), early.begin)
+        configure(
+            dict(self._arguments.get("config") or {}), spare("distributed.core", "distributed.security")
+        )
         from nannyd.dask.endpoint import Nanny
 
         made = Nanny(self._link, self._host, self._loops, self._activity, **self._arguments)

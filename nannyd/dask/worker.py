@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import functools
 import json
 import logging
 import time
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from nannyd.dask.configuration import configure, make_security
 from nannyd.dask.events import log_exits
-from nannyd.dask.sparing import complete, import_distributed
+from nannyd.dask.sparing import complete, spare
 from nannyd.dask.telling import hand_over, tell
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ class DaskWorker:
         local_directory: str | None = None,
     ) -> None:
         """*life* is what the supervisor knows of the lives before; all else is configuration."""
-        configure(config, functools.partial(import_distributed, "distributed.worker"))
+        configure(config, spare("distributed.worker"))
         given = _unpickle(pickled)
         if given.get("config"):
             configure(given["config"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,6 @@ from agent_peer import AgentError
 from .lab import ClusterError
 
 if TYPE_CHECKING:
-    from .lab import Cluster
     from .nanny_peer import Nanny
 
 
@@ -157,32 +155,3 @@ def test_a_bad_certificate_is_told_and_may_be_mended(nanny: Nanny, security: dic
         if name in bad:
             Path(bad[name]).write_bytes(Path(path).read_bytes())
     nanny.serve()
-
-
-@pytest.mark.parametrize(
-    "wish",
-    [
-        "from distributed import Client",
-        "import distributed; distributed.LocalCluster",
-        "import distributed; distributed.__version__",
-        "import distributed.client; distributed.worker.Worker",
-        "from distributed import *; Scheduler",
-        "from dask.distributed import wait",
-        "early.complete(); early.begin(); from distributed import Nanny",
-    ],
-)
-def test_whoever_wants_all_of_distributed_finds_it(cluster: Cluster, parts: str, wish: str) -> None:
-    code = f"""
-import sys
-sys.path.append({parts!r})
-from nannyd.dask import early
-early.begin()
-import distributed.core
-assert "distributed.client" not in sys.modules
-{wish}
-import distributed
-assert distributed.__all__
-assert type(distributed) is type(sys)
-assert distributed.core.Status is distributed.Status
-"""
-    subprocess.run([cluster.python, "-c", code], check=True)

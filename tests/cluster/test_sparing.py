@@ -1,4 +1,4 @@
-"""A Dask worker imports a part of distributed; nobody sees a difference."""
+"""A Dask worker and the agent import a part of distributed; nobody sees a difference."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ if TYPE_CHECKING:
     from .lab import Zygote
 
 
-@pytest.mark.parametrize("action", ["nothing", "star", "modules", "modules, reversed", "threads"])
-def test_distributed_is_whole_for_whoever_looks(zygote: Zygote, parts: str, action: str) -> None:
+@pytest.mark.parametrize(
+    "action", ["nothing", "star", "modules", "modules, reversed", "a module of another", "threads"]
+)
+@pytest.mark.parametrize("who", ["worker", "agent"])
+def test_distributed_is_whole_for_whoever_looks(zygote: Zygote, parts: str, who: str, action: str) -> None:
     done = subprocess.run(
-        [zygote.python, str(WORKERS / "look_at_distributed.py"), action],
+        [zygote.python, str(WORKERS / "look_at_distributed.py"), who, action],
         env={"PYTHONPATH": parts},
         capture_output=True,
         text=True,
@@ -31,5 +34,8 @@ def test_distributed_is_whole_for_whoever_looks(zygote: Zygote, parts: str, acti
         "is_whole": True,
         "is_config": True,
         "has_nonsense": False,
-        "is_itself": True,
+        "others_are_whole": True,
+        "is_shown": True,
+        "templates": 2,
+        "left": [],
     }

@@ -1,4 +1,4 @@
-"""Import distributed as a Dask worker does, do what the argument says, and tell what is there."""
+"""Import distributed as a Dask worker or the agent does; do what the argument says; tell what is there."""
 
 import importlib
 import json
@@ -7,11 +7,20 @@ import threading
 from typing import Any
 
 sparing: Any = importlib.import_module("nannyd.dask.sparing")  # of the parts that a worker has
-sparing.import_distributed("distributed.worker")
+configuration: Any = importlib.import_module("nannyd.dask.configuration")
+if sys.argv[1] == "worker":
+    configuration.configure({}, sparing.spare("distributed.worker"))
+else:
+    configuration.configure({}, sparing.spare("distributed.core", "distributed.security"))
+    importlib.import_module("nannyd.dask.endpoint")
 
 distributed: Any = importlib.import_module("distributed")
 dask: Any = importlib.import_module("dask")
-DEAR = ("client", "scheduler", "nanny", "deploy")
+DEAR = [
+    *(f"distributed.{name}" for name in ("client", "scheduler", "nanny", "deploy")),
+    "click.core",
+    "jinja2",
+]
 MODULES = [
     *("active_memory_manager", "actor", "cli", "client", "core", "deploy", "diagnostics", "event", "http"),
     *("lock", "multi_lock", "nanny", "queues", "recreate_tasks", "scheduler", "semaphore", "shuffle"),
@@ -21,16 +30,22 @@ MODULES = [
 
 def look() -> dict[str, Any]:
     """Return what was found."""
-    dear = [name for name in DEAR if f"distributed.{name}" in sys.modules]
+    dear = [name for name in DEAR if name in sys.modules]
     version = distributed.__version__
-    act(sys.argv[1])
+    act(sys.argv[2])
+
+    names = ("click", "dask.widgets", "logging.config")
+    click, widgets, config = (importlib.import_module(name) for name in names)
     return {
         "dear": dear,
         "versions": [version, distributed.__version__],
         "is_whole": all(hasattr(distributed, name) for name in (*distributed.__all__, "Client")),
         "is_config": distributed.config is dask.config.config,
-        "has_nonsense": hasattr(distributed, "nonsense"),
-        "is_itself": "Filling" not in repr(vars(distributed).get("__getattr__")),
+        "has_nonsense": hasattr(distributed, "nonsense") or hasattr(click, "nonsense"),
+        "others_are_whole": hasattr(click, "Command") and hasattr(config, "dictConfig"),
+        "is_shown": "<table" in distributed.Security()._repr_html_(),
+        "templates": len(widgets.TEMPLATE_PATHS),
+        "left": left(),
     }
 
 
@@ -38,6 +53,10 @@ def act(what: str) -> None:
     """Do something that may show a difference."""
     if what == "star":
         exec("from distributed import *")
+    elif what == "a module of another":
+        importlib.import_module("dask.widgets.widgets")
+        importlib.import_module("click.testing")
+        exec("from dask.distributed import wait")
     elif what in ("modules", "modules, reversed"):
         for name in MODULES if what == "modules" else reversed(MODULES):
             importlib.import_module(f"distributed.{name}")
@@ -48,6 +67,18 @@ def act(what: str) -> None:
             thread.start()
         for thread in threads:
             thread.join()
+
+
+def left() -> list[str]:
+    """Return where something of the sparing is left when everything is there."""
+    sparing.complete()
+    own = [repr(finder) for finder in sys.meta_path if type(finder).__module__ == sparing.__name__]
+    for name, module in [*sys.modules.items()]:
+        for attribute, value in [*getattr(module, "__dict__", {}).items()]:
+            made = getattr(value, "__qualname__", "")
+            if isinstance(made, str) and made.startswith(("_Unrun.", "_Package.", "_Widgets.")):
+                own.append(f"{name}.{attribute}")
+    return own
 
 
 print(json.dumps(look()))
