@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nannyd.config import tree as trees
-from nannyd.config.daskrules import MEMORY, flat, needs_certificate
+from nannyd.config.daskrules import MEMORY, needs_certificate
+from nannyd.config.dotted import flat
 from nannyd.config.tree import problem_at
 from nannyd.core.plan import DaskPlan
 from nannyd.core.restart import RestartMode

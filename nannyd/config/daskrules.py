@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from nannyd.config import tree as trees
 from nannyd.config.dask import DASK_KEYS, OTHER_PLACES
+from nannyd.config.dotted import flat, parts
 from nannyd.config.tree import NOT_DASK, problem_at
 from nannyd.config.wording import show
 from nannyd.core.errors import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from nannyd.config.dask import Dask, Tls
     from nannyd.config.settings import Settings
@@ -40,15 +41,6 @@ def rules(settings: Settings, dask: Dask, tree: Tree, bad: set[Path], home: str 
         yield from _config_rule(settings, dask, tree)
     if not dask.reconnect and trees.find(tree, ("restart", "mode")) is not None:
         yield problem_at(tree, ("dask", "reconnect"), "stands beside restart.mode; write only one of them")
-
-
-def flat(table: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Return nested tables as one with dotted keys."""
-    result: dict[str, Any] = {}
-    for key, value in table.items():
-        name = f"{above}.{key}" if above else key
-        result.update(flat(value, name) if isinstance(value, dict) and value else {name: value})
-    return result
 
 
 def _program_rule(tree: Tree) -> Iterator[Problem]:
@@ -144,7 +136,7 @@ def _config_rule(settings: Settings, dask: Dask, tree: Tree) -> Iterator[Problem
     ours = {theirs: name for name, theirs in DASK_KEYS.items()}
     table = flat(dask.config)
     for key, value in table.items():
-        path, plain = ("dask", "config", *key.split(".")), key.replace("_", "-")
+        path, plain = ("dask", "config", *parts(key)), key.replace("_", "-")
         found = next((name for name in ours if plain == name or f"{plain}.".startswith(f"{name}.")), None)
         if found is not None:
             yield problem_at(tree, path, f"has a setting of its own; write {ours[found]}")

@@ -28,9 +28,9 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
+from nannyd.config import dotted
 from nannyd.config import tree as trees
 from nannyd.config.compile import Source
-from nannyd.config.daskrules import flat
 from nannyd.config.kinds import Limit, signal_name
 from nannyd.config.settings import Setting, catalogue, every_setting
 from nannyd.config.texts import Credential
@@ -91,7 +91,7 @@ def _plain(setting: Setting, value: Any) -> Any:
         items = {key: getattr(value, key.replace("-", "_")) for key in setting.keys}
         return {key: _without_credentials(item) for key, item in items.items() if item is not None}
     if setting.table.dotted:
-        value = flat(value)
+        value = dotted.flat(value)
     if setting.is_table:
         return {key: MASK if looks_secret(key) else _without_credentials(item) for key, item in value.items()}
     if isinstance(value, Limit):
@@ -275,7 +275,7 @@ def _settings(compiled: Compiled) -> list[tuple[str, Any, str, list[str]]]:
             result.append(_with_origin(compiled, (setting.section, setting.key), value))
             continue
         for key, item in value.items():
-            path = key.split(".") if setting.table.dotted else [key]
+            path = dotted.parts(key) if setting.table.dotted else [key]
             result.append(_with_origin(compiled, (setting.section, setting.key, *path), item))
     return result
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nannyd.config.dotted import nested
 from nannyd.config.settings import BUILT_IN, DELIMITER, PREFIX, SECTIONS, Setting, catalogue, every_setting
 from nannyd.config.tree import DEFAULT, Layer, Origin
 from nannyd.config.wording import nearest, show
@@ -213,22 +214,6 @@ def _entries(setting: Setting, value: Any, complain: Callable[[str, str], None])
             complain(f"{setting.name}.{key}", f"is not a setting; {known}")
         return {key: value[key] for key in setting.keys if key in value}
     return nested(value) if setting.table.dotted else value
-
-
-def nested(table: dict[str, Any]) -> dict[str, Any]:
-    """Return *table* with a table for each part of a dotted key."""
-    result: dict[str, Any] = {}
-    for name, value in table.items():
-        inner = result
-        *above, last = name.split(".")
-        for key in above:
-            if not isinstance(inner.get(key), dict):
-                inner[key] = {}
-            inner = inner[key]
-        below = nested(value) if isinstance(value, dict) else value
-        both = isinstance(below, dict) and isinstance(inner.get(last), dict)
-        inner[last] = {**inner[last], **below} if both else below
-    return result
 
 
 def _unknown(name: str) -> str:

@@ -41,7 +41,7 @@ def _lay(config: dict[str, Any]) -> None:
 
     for key, value in config.items():
         tree = value
-        for name in reversed(key.split(".")):
+        for name in reversed(key.split(".", 1 if key.startswith("logging.") else -1)):  # names of loggers
             tree = {name: tree}
         dask.config.update(dask.config.config, tree)
 

@@ -379,7 +379,8 @@ def test_configuration_is_laid_over_dasks_own_before_it_is_read(
 ) -> None:
     life = supervisor.start(
         config={
-            "logging": {"distributed.worker": "warning"},
+            "logging": {"distributed.nanny": "info"},
+            "logging.distributed.worker": "warning",
             "distributed.worker.memory.spill": 0.41,
             "distributed": {"worker": {"memory": {"pause": 0.52}}, "admin": {"log-length": 3}},
             "array.chunk-size": "1 MiB",

@@ -301,6 +301,39 @@ def test_only_dask_workers_show_settings_of_dask(tmp_path: Path) -> None:
     assert (shown["nthreads"], shown["name"], shown["config"]) == (4, "w", {"a.b": 1})
 
 
+@pytest.mark.parametrize(
+    "toml",
+    [
+        '"logging.distributed.worker" = "debug"',
+        'logging.distributed.worker = "debug"',
+        'logging = { "distributed.worker" = "debug" }',
+        '[dask.config.logging]\n"distributed.worker" = "debug"',
+        '[dask.config.logging.distributed]\nworker = "debug"',
+    ],
+)
+def test_a_loggers_name_is_one_key_of_dasks_configuration(toml: str, tmp_path: Path) -> None:
+    (tmp_path / "nannyd.toml").write_text('[dask.config]\n"logging.distributed" = "info"\n')
+    result = compiled(tmp_path, f"{DASK}[dask.config]\n{toml}\n")
+    assert parts(result)[0].kwargs["config"] == {
+        "logging.distributed": "info",
+        "logging.distributed.worker": "debug",
+    }
+    lines = [" ".join(line.split()) for line in explain_text(result).splitlines()]
+    assert f'dask.config.logging.distributed.worker = "debug" # {tmp_path}/w.toml' in lines
+
+
+def test_what_dictconfig_takes_stays_as_it_is(tmp_path: Path) -> None:
+    toml = f"""{DASK}
+    [dask.config.logging]
+    version = 1
+    [dask.config.logging.loggers."distributed.worker"]
+    level = "DEBUG"
+    """
+    loggers = {"distributed.worker": {"level": "DEBUG"}}
+    config = parts(compiled(tmp_path, toml))[0].kwargs["config"]
+    assert config == {"logging.version": 1, "logging.loggers": loggers}
+
+
 def test_dotted_keys_and_tables_of_dasks_configuration_are_the_same(tmp_path: Path) -> None:
     (tmp_path / "nannyd.toml").write_text('[dask.config]\n"a.b" = 1\n"a.c.d" = 2\n')
     result = compiled(tmp_path, f"{DASK}[dask.config.a]\nb = 3\nc.e = 4\n")
