@@ -235,14 +235,20 @@ class Nanny(Server):
         return {"status": "OK"}
 
     async def plugin_remove(self, name: str) -> Any:
-        """Take down a plugin; should that fail, the client gets what was raised."""
+        """Take down a plugin; should that fail, the client gets what was raised.
+
+        One whose setup failed is not there, but known.
+        """
         seen: list[Any] = []
         try:
-            await self._loops.in_agents(self._plugin_host.remove(name, math.inf, _tell(seen)))
+            ended = await self._loops.in_agents(self._plugin_host.end(name, math.inf, _tell(seen)))
         except Failed as failed:
-            return seen[-1] if seen else error_message(failed)
-        finally:
             await self._ask("plugin_removed", name=name)
+            return seen[-1] if seen else error_message(failed)
+        removed = await self._ask("plugin_removed", name=name)
+        if ended is None and not removed["known"]:
+            _tell(seen)(KeyError(name))
+            return seen[-1]
         return {"status": "OK"}
 
     async def _ask(self, what: str, **parameters: Any) -> dict[str, Any]:

@@ -158,8 +158,7 @@ def _of_dask(dask: Dask) -> dict[str, Method]:
         return {}
 
     def removed(_: Call, name: str) -> dict[str, Any]:
-        dask.plugin_removed(name)
-        return {}
+        return {"known": dask.plugin_removed(name)}
 
     takes = {"name": Kind.STRING, "path": Kind.STRING, "digest": Kind.STRING, "failed": Kind.MAYBE_BOOL}
     return {

@@ -226,11 +226,13 @@ class Dask:
             self._agent.keep(Plugin(name, PLUGIN, {"path": str(self._file(digest))}))
         self._know(name, digest)
 
-    def plugin_removed(self, name: str) -> None:
-        """Forget a plugin that was taken down in the agent."""
-        if name in self._known:
-            self._know(name, None)
-            self._agent.forget(name)
+    def plugin_removed(self, name: str) -> bool:
+        """Forget a plugin that was taken down in the agent; say whether it was known."""
+        if name not in self._known:
+            return False
+        self._know(name, None)
+        self._agent.forget(name)
+        return True
 
     def _file(self, digest: str) -> Path | None:
         directory = self._supervisor.local_directory

@@ -10,7 +10,7 @@ from harness import Host, eventually, lives, send_signal
 
 from nannyd.core.errors import ExitCode
 
-from .lab import Cluster, kill
+from .lab import Cluster, ClusterError, kill
 
 if TYPE_CHECKING:
     from harness import Nannyd
@@ -261,6 +261,18 @@ def test_a_plugin_that_fails_is_told_and_dask_goes_on(cluster: Cluster, nannyd: 
     run.ready()
     assert "no such thing" in run.all("plugin-failed")[0]["message"]
     assert len(run.all("worker-started")) == 2
+    cluster.run("client.unregister_worker_plugin('broken', nanny=True)")
+    with pytest.raises(ClusterError, match="no such thing"):
+        cluster.run("client.register_plugin(Broken())")
+    cluster.run("client.unregister_worker_plugin('broken', nanny=True)")
+    removing = """
+    async def remove():
+        async with distributed.rpc(nanny) as there:
+            return await there.plugin_remove(name="broken")
+    client.sync(remove)["exception_text"]
+    """
+    nanny = only(cluster.workers())["nanny"]
+    assert cluster.run(removing, nanny=nanny) == "KeyError('broken')"
     assert run.stop() == 0
 
 
