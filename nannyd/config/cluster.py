@@ -12,7 +12,9 @@ death_timeout                 seconds
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from nannyd.config import tree as trees
@@ -147,6 +149,16 @@ class Cluster:
         host, _, port = self.dask.listen_address.partition("://")[2].rstrip("/").rpartition(":")
         return host or None, int(port)
 
+    def _found_where_it_listens(self) -> str | None:
+        """Return the address at which the worker listens, if that is one place; else Dask finds it out."""
+        host, port = self._listener()
+        if self.dask.listen_address is None or host is None or not port:
+            return None
+        with suppress(ValueError):  # a name
+            if ip_address(host.strip("[]")).is_unspecified:
+                return None
+        return self.dask.listen_address
+
     # The worker
 
     def _options(self, memory_limit: int | None) -> dict[str, Any]:
@@ -157,7 +169,7 @@ class Cluster:
             "port": port,
             "interface": dask.interface,
             "protocol": self._protocol(),
-            "contact_address": dask.contact_address or dask.listen_address,
+            "contact_address": dask.contact_address or self._found_where_it_listens(),
             "resources": dask.resources or None,
             "validate": dask.validate_,
             "silence_logs": dask.silence_logs,

@@ -85,7 +85,7 @@ class Dask(Section):
     worker_port: Annotated[int | str | list[int] | None, daskkinds.ports] = Field(
         default=None, description="Where the worker listens; of several ports, the first that is free."
     )
-    host: Annotated[str | None, daskkinds.word("a host", "10.0.0.7")] = Field(
+    host: Annotated[str | None, daskkinds.host] = Field(
         default=None, description="The host name or address at which worker and nanny listen and are found."
     )
     interface: Annotated[str | None, daskkinds.word("a network interface", "eth0")] = Field(

@@ -126,6 +126,16 @@ def word(what: str, example: str) -> Kind:
     return Kind(_word, what, f"for example {example}", {"type": "string"})
 
 
+def _host(value: Any) -> str | None:
+    text = _word(value)
+    if text is not None and text.count(":") > 1 and not text.startswith("["):
+        raise WrongValueError(value, f"has no brackets; write [{text}]")
+    return text
+
+
+host = Kind(_host, "a host", "for example 10.0.0.7", {"type": "string"})
+
+
 def _name(value: Any) -> str | int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value

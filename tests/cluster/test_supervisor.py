@@ -49,6 +49,16 @@ def test_a_worker_that_is_killed_comes_back_under_its_name_and_its_end_is_told(
     assert agentless(run)
 
 
+def test_a_worker_that_listens_everywhere_is_found_at_one_place(cluster: Cluster, nannyd: Host) -> None:
+    run = cluster.nannyd(nannyd, "--dask.listen-address=tcp://0.0.0.0:0")
+    run.ready()
+    (address,) = cluster.wait_for_workers()
+    assert not address.startswith("tcp://0.0.0.0:")
+    assert not address.endswith(":0")
+    assert cluster.run("client.gather(client.scatter([42], direct=True), direct=True)") == [42]
+    assert run.stop() == 0
+
+
 @pytest.mark.parametrize("how", ["scheduler", "retire"])
 def test_who_is_not_wanted_any_more_ends_cleanly(cluster: Cluster, nannyd: Host, how: str) -> None:
     run = cluster.nannyd(nannyd)

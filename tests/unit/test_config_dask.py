@@ -59,6 +59,8 @@ dask.port = []
     [] is not a port; write 8788, a range "8788:8798", a list of ports or none
 dask.host = "two words"
     'two words' is not a host; write for example 10.0.0.7
+dask.host = "fe80::1"
+    'fe80::1' has no brackets; write [fe80::1]
 dask.interface = 0
     0 is not a network interface; write for example eth0
 dask.listen-address = "9000"

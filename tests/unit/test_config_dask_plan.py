@@ -190,6 +190,12 @@ def test_a_listen_address_is_host_port_and_protocol_of_the_worker(tmp_path: Path
     assert kwargs["nanny"]["host"] == "[::1]"
 
 
+@pytest.mark.parametrize("place", ["0.0.0.0:9000", ":9000", "[::]:9000", "[::1]:0"])
+def test_a_worker_is_not_found_where_nobody_can_be(place: str, tmp_path: Path) -> None:
+    kwargs = parts(compiled(tmp_path, f'{DASK}listen-address = "tcp://{place}"\n'))[0].kwargs
+    assert "contact_address" not in kwargs["options"]
+
+
 @pytest.mark.parametrize(
     ("toml", "fractions"),
     [
