@@ -318,6 +318,15 @@ def cgroup_of(pid: int) -> str | None:
         return None
 
 
+def is_in_leaf(path: str, own: str) -> bool:
+    """Say whether cgroup *path* is in the leaf of a worker, ours or another instance's.
+
+    What is around *own*, our cgroup, too, is no such leaf to us: we may run within a worker ourselves.
+    """
+    inner = path.removeprefix(os.path.commonpath((path, own)))
+    return any(name.startswith("worker-") and name[7:].isdigit() for name in inner.split("/"))
+
+
 def _bytes(value: int | None) -> str:
     return "max" if value is None else str(value)
 

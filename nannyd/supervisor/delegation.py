@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from nannyd.core.procfs import parse_cgroup, parse_mountinfo
-from nannyd.supervisor.cgroup import Leaf, cgroup_of, remove, write
+from nannyd.supervisor.cgroup import Leaf, cgroup_of, is_in_leaf, remove, write
 
 if TYPE_CHECKING:
     from nannyd.core.procfs import Mount
@@ -125,16 +125,17 @@ class Delegation:
             number += 1
 
     def in_leaf(self, pid: int) -> bool | None:
-        """Say whether process *pid* lives in a leaf of this delegation; None: it is gone."""
+        """Say whether process *pid* lives in the leaf of a worker, ours or another's; None: it is gone."""
         path = cgroup_of(pid)
         if path is not None:
-            return path.startswith(f"{self.path.rstrip('/')}/worker-")
+            return is_in_leaf(path, self.path)
         # ProtectProc= hides others' processes from us, and with PrivateUsers= even those of ExecReload=.
         try:
             os.close(os.pidfd_open(pid))
         except ProcessLookupError:
             return None
-        return any(_lists(leaf, pid) for leaf in self._directory.glob("worker-*"))
+        # Other instances of the template are beside us.
+        return any(_lists(leaf, pid) for leaf in self._directory.parent.glob("*/worker-*"))
 
     def leftovers(self) -> list[Leaf]:
         """Return the leaves that an earlier life of the supervisor left behind."""

@@ -8,7 +8,7 @@ import pytest
 from nannyd.core.exits import WaitStatus
 from nannyd.core.memory import Reading
 from nannyd.core.procfs import Mount
-from nannyd.supervisor.cgroup import Leaf
+from nannyd.supervisor.cgroup import Leaf, is_in_leaf
 from nannyd.supervisor.delegation import Delegation, locate
 from nannyd.supervisor.poll import parse_status, parse_vmstat, size
 
@@ -47,6 +47,26 @@ slab_unreclaimable 524288
 def test_where_a_cgroup_is_mounted(path: str, mounts: list[tuple[str, str]], directory: str | None) -> None:
     mounted = [Mount(root, point, "cgroup2", frozenset()) for root, point in mounts]
     assert locate(path, mounted) == (None if directory is None else Path(directory))
+
+
+@pytest.mark.parametrize(
+    ("path", "inside"),
+    [
+        ("/n.slice/n@w.service/worker-7", True),
+        ("/n.slice/n@w.service/worker-7/of its own", True),
+        ("/n.slice/n@x.service/worker-1", True),
+        ("/n.slice/n@w.service/supervisor", False),
+        ("/n.slice/n@w.service/run-1", False),
+        ("/n.slice/worker-1.service", False),
+        ("/n.slice/n@w.service", False),
+        ("/", False),
+    ],
+)
+def test_who_is_in_a_workers_leaf(path: str, inside: bool) -> None:  # noqa: FBT001
+    assert is_in_leaf(path, "/n.slice/n@w.service") is inside
+    # A worker that runs a nannyd of its own.
+    outer = "/n@outer.service/worker-3"
+    assert is_in_leaf(outer + path, f"{outer}/n.slice/n@w.service") is inside
 
 
 def test_fields_of_a_process() -> None:

@@ -144,8 +144,12 @@ def test_the_daemons_user_and_root_may_do_all(nannyd: NannydFactory) -> None:
     assert instance.show("Result") == "success"
 
 
-@pytest.mark.parametrize("user", ["_nannyd", "root", "alice", "hidden"])
-def test_the_worker_itself_may_only_look(nannyd: NannydFactory, user: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "user"),
+    [("w", "_nannyd"), ("w", "root"), ("w", "alice"), ("w", "hidden"), ("x", "_nannyd"), ("x", "hidden")],
+)
+def test_a_worker_may_only_look(nannyd: NannydFactory, name: str, user: str) -> None:
+    """At its own instance, or at another one."""
     settings, program = f"User={user}\n", "varlinkctl"
     if user == "alice":
         settings += "SupplementaryGroups=nannyd\n"
@@ -161,7 +165,9 @@ def test_the_worker_itself_may_only_look(nannyd: NannydFactory, user: str) -> No
         done > $STATE_DIRECTORY/answers
         exec sleep infinity
     """
-    instance = nannyd(f"[worker]\ncommand = {shell(script)}\n", settings)
+    if name != "w":
+        nannyd(SLEEP, settings)
+    instance = nannyd(f"[worker]\ncommand = {shell(script)}\n", settings, name=name)
     answers = instance.state / "answers"
     wait_until(
         lambda: answers.exists() and len(answers.read_text().splitlines()) >= 6, "the answers", timeout=20
