@@ -18,10 +18,7 @@ def configured(scope: Scope, environ: Mapping[str, str]) -> list[str]:
     directory = Path("/etc/nannyd")
     if scope is Scope.USER:
         directory = _home(environ, "XDG_CONFIG_HOME", ".config") / "nannyd"
-    try:
-        return names_of(path.name for path in directory.iterdir())
-    except OSError:
-        return []
+    return names_of(path.name for path in _listed(directory))
 
 
 def names_of(files: Iterable[str]) -> list[str]:
@@ -35,9 +32,15 @@ def masked(scope: Scope, environ: Mapping[str, str]) -> list[str]:
     directories = [Path("/etc/systemd/system"), Path("/run/systemd/system")]
     if scope is Scope.USER:
         directories = [_home(environ, "XDG_CONFIG_HOME", ".config") / "systemd/user"]
-    paths = [path for directory in directories for path in directory.glob(units.unit_name("*"))]
-    names = [units.instance(path.name) for path in paths if _is_mask(path)]
-    return [name for name in names if name is not None]
+    paths = [path for directory in directories for path in _listed(directory)]
+    return [name for path in paths if (name := units.instance(path.name)) is not None and _is_mask(path)]
+
+
+def _listed(directory: Path) -> list[Path]:
+    try:
+        return list(directory.iterdir())
+    except OSError:
+        return []
 
 
 def _is_mask(path: Path) -> bool:

@@ -234,7 +234,7 @@ def find(
     for instance in found:
         if instance.owner is None:
             state = files.state_directory(instance.bare, instance.scope, environ)
-            instance.was_started = state.is_dir()
+            instance.was_started = os.path.isdir(state)  # noqa: PTH112 - it may be closed to us
             instance.end = None if instance.status is not None else ends.read(state)
     return sorted(found, key=lambda one: (one.owner is not None, one.name, one.scope))
 

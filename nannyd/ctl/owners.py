@@ -56,11 +56,11 @@ def others(environ: Mapping[str, str], *, every: bool) -> list[Owner]:
     """
     if os.geteuid() != 0:
         return []
-    own = environ.get("XDG_RUNTIME_DIR")
+    own = environ.get("XDG_RUNTIME_DIR")  # after su(1) it may be somebody else's
     uids = {
         uid
         for path, uid in _numbered(_RUNTIMES, "")
-        if str(path) != own and is_of(path, uid) and (every or os.path.lexists(path / "nannyd"))
+        if (uid or str(path) != own) and is_of(path, uid) and (every or os.path.lexists(path / "nannyd"))
     }
     uids |= {uid for path, uid in _numbered(in_tmp(0).parent, "nannyd-") if uid and is_of(path, uid)}
     return [owner_of(uid) for uid in sorted(uids)]

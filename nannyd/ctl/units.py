@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -234,7 +235,10 @@ def is_managed(scope: Scope, own_runtime: str | None) -> bool:
         return True
     if own_runtime is None:
         return False
-    return (Path(own_runtime) / "systemd" / "private").exists()
+    manager = Path(own_runtime) / "systemd" / "private"
+    with suppress(OSError):  # somebody else's, after su(1)
+        return manager.stat().st_uid == os.geteuid()
+    return False
 
 
 def parse_list(text: str, scope: Scope) -> list[Unit]:

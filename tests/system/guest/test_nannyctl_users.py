@@ -125,6 +125,22 @@ def test_systemds_jobs_for_another_user_are_her_managers(her_home: Path) -> None
     )
 
 
+def test_variables_of_somebody_else_do_no_harm(her_home: Path, foreground: Callable[..., Unit]) -> None:
+    """As after su(1), which leaves XDG_RUNTIME_DIR, and runuser(1), which leaves HOME."""
+    (her_home / "own.toml").write_text(SLEEP)
+    done("start", "alice/own")
+    foreground("fg")
+    alice = pwd.getpwnam(ALICE)
+    Path(alice.pw_dir).chmod(0o700)
+    hers = ("env", f"HOME={alice.pw_dir}", f"XDG_RUNTIME_DIR=/run/user/{alice.pw_uid}")
+    root = run_command(*hers, "nannyctl", "list", "--json", "--timeout=20s").stdout
+    assert {"alice/own", "bob/fg"} <= {one["name"] for one in json.loads(root)}
+    bob = run_command("runuser", "-u", BOB, "--", *hers, "nannyctl", "list", "--json").stdout
+    (one,) = [one for one in json.loads(bob) if one["scope"] == "user"]
+    assert (one["name"], one["state"]) == ("fg", "running")
+    done("stop", "alice/own")
+
+
 def test_a_service_manager_that_hangs_is_not_waited_for(nannyd: NannydFactory, her_home: Path) -> None:
     nannyd(SLEEP)
     (her_home / "own.toml").write_text(SLEEP)
