@@ -203,6 +203,7 @@ def find(
     wanted = set(scopes)
     every = every or any("/" in name for name in names)
     others = owners.others(environ, every=every) if wanted == set(Scope) else []
+    others = [owner for owner in others if not names or any(_may_mean(name, owner) for name in names)]
     told = _OTHERS_PATIENCE if quiet is None else _OTHERS_QUICKLY
     runtime = environ.get("XDG_RUNTIME_DIR")
     inquiries = [units.Inquiry(it) for scope in wanted if (it := Manager(scope)).runs(runtime)]
@@ -339,6 +340,12 @@ def matches(instance: Instance, name: str) -> bool:
     elif instance.owner is not None:
         return False
     return _fits(instance.bare, bare)
+
+
+def _may_mean(name: str, owner: Owner) -> bool:
+    """Say whether *name* can mean an instance of *owner*: nobody else is to be waited for."""
+    whose, slash, _ = name.rpartition("/")
+    return name == EVERY or (slash != "" and _is_owner(whose, owner))
 
 
 def _is_owner(whose: str, owner: Owner) -> bool:

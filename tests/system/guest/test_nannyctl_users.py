@@ -154,6 +154,7 @@ def test_a_service_manager_that_hangs_is_not_waited_for(nannyd: NannydFactory, h
         assert re.search("^  alice/own +running", listing.stdout, re.MULTILINE)
         said = "the service manager of alice does not answer: what does not run there is not known\n"
         assert (listing.returncode, listing.stderr) == (0, said)
+        assert nannyctl("list", "w").stderr == "", "it cannot have one of hers"
     finally:
         manager.kill("SIGCONT")
     done("stop", "alice/own")
