@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from nannyd.core.exits import signal_name
 from nannyd.core.paths import Scope
 from nannyd.ctl import render, units
+from nannyd.ctl.programs import colourless
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -158,6 +159,7 @@ def _entries(instance: Instance, timeout: float, *options: str, also: Sequence[s
             capture_output=True,
             timeout=timeout,
             check=False,
+            env=colourless(),
         )
     except (OSError, subprocess.TimeoutExpired):
         return b""

@@ -83,10 +83,21 @@ class Program:
                 process.wait(_TO_EXIT)
 
 
+def colourless() -> dict[str, str]:
+    """Return our environment for a program of systemd whose output we read: it would colour even its JSON."""
+    return {**os.environ, "SYSTEMD_COLORS": "0"}
+
+
 def _started(command: Sequence[str], owner: Owner | None, errors: int) -> subprocess.Popen[bytes] | None:
     try:
         if owner is None:
-            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=colourless(),
+            )
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

@@ -221,6 +221,8 @@ def test_failed_ones_are_listed_with_their_reason_and_can_be_started_again(nanny
     one = listed("crashing")
     assert (one["state"], one["activeState"]) == ("failed", "failed")
     assert one["reason"].startswith("gave up: the worker was started too often: worker ")
+    coloured = run_command("env", "SYSTEMD_COLORS=1", "nannyctl", "list", "--json", "crashing").stdout
+    assert json.loads(coloured)[0]["reason"] == one["reason"]
     text = nannyctl("list").stdout
     assert re.search(r"^× broken +failed .* the configuration is wrong, \d+\w* ago$", text, re.MULTILINE)
     status = nannyctl("status", "crashing")
