@@ -10,6 +10,7 @@ at once.  A verb gets a Command and returns an exit status.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import re
@@ -30,6 +31,7 @@ from nannyd.ctl.render import LEVELS, Style, level_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import TextIO
 
 _HELP = """\
 usage: nannyctl [VERB] [NAME...] [options]
@@ -118,30 +120,51 @@ VERBS: dict[str, Verb] = {
 _FUNCTIONS = {"list": "list_", "exec": "execute"}
 _BOOT = re.compile(r"all|[+-]?\d+|[0-9a-f]{32}([+-]\d+)?", re.ASCII)
 """journalctl(1), --boot=."""
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _OF_SOME = tuple(sorted(frozenset[str]().union(*(verb.options for verb in VERBS.values()))))
 """The options that only some verbs take."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line *argv* (None: the process's own) and return the exit status."""
+    # Who was given none of them (a daemon, `>&-`) has work to be done all the same.
+    sys.stdout, sys.stderr = (stream or _nowhere() for stream in (sys.stdout, sys.stderr))
     try:
         status = _dispatch(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read our output has seen enough; nor must the interpreter complain at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()  # whoever read it has seen enough
         return ExitCode.CLEAN
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except FailureError as failure:
         complain(str(failure))
         return FAILED
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            return _bug()
+        complain(f"standard output cannot be written: {error.strerror}")
+        _discard_output()
+        return FAILED
     except Exception:  # noqa: BLE001 - a bug must not look like an instance that failed (1)
-        import traceback
-
-        sys.stderr.write(f"bug in nannyctl, please report it:\n{traceback.format_exc()}")
-        return ExitCode.INTERNAL_ERROR
+        return _bug()
     return status
+
+
+def _bug() -> int:
+    import traceback
+
+    sys.stderr.write(f"bug in nannyctl, please report it:\n{traceback.format_exc()}")
+    return ExitCode.INTERNAL_ERROR
+
+
+def _discard_output() -> None:
+    """Have the interpreter not complain at its end of what it cannot write."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w")  # noqa: PTH123 - to the end
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -7,6 +7,7 @@ import json
 import re
 import signal
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -354,3 +355,27 @@ def test_whoever_reads_may_stop_reading(nannyd: Host) -> None:
         assert nannyctl(nannyd, "restart", "a1").returncode == 0
         eventually(lambda: monitor.poll() is not None, "monitor ends when nobody reads it")
         assert (monitor.returncode, monitor.stderr.read()) == (0, "")
+
+
+def test_a_full_disk_is_no_bug(nannyd: Host) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*NANNYCTL, "metrics"],
+            env=environ(nannyd),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (
+        1,
+        "standard output cannot be written: No space left on device\n",
+    )
+
+
+def test_who_wants_to_hear_nothing_is_obeyed(nannyd: Host) -> None:
+    run = run_instance(nannyd, *SLEEP, name="a1")
+    worker = run.ready()
+    closed = ["sh", "-c", 'exec "$0" "$@" <&- >&- 2>&-', *NANNYCTL, "restart", "a1"]
+    assert subprocess.run(closed, env=environ(nannyd), check=False).returncode == 0
+    assert run.ready() != worker
