@@ -264,9 +264,14 @@ class _Round:
     def answers(self) -> list[Reply | FailureError]:
         with selectors.DefaultSelector() as selector, contextlib.ExitStack() as stack:
             self._connect(selector, stack)
-            while selector.get_map() and ((left := self._left()) is None or left > 0):
+            # Many were woken by that, on few processors; what has come meanwhile counts.
+            self._heard_at = time.monotonic()
+            while selector.get_map():
+                left = self._left()
                 for key, _ in selector.select(left):
                     self._hear(selector, key)
+                if left == 0 and self._left() == 0:  # not even now
+                    break
         missing = NotAnsweringError("not answering")
         return [self._found.get(index, missing) for index in range(len(self._questions))]
 
@@ -284,7 +289,7 @@ class _Round:
     def _left(self) -> float | None:
         quiet = None if self._quiet is None else self._heard_at + self._quiet
         end = min((instant for instant in (self._end, quiet) if instant is not None), default=None)
-        return None if end is None else end - time.monotonic()
+        return None if end is None else max(0.0, end - time.monotonic())
 
     def _hear(self, selector: selectors.BaseSelector, key: selectors.SelectorKey) -> None:
         connection = key.fileobj

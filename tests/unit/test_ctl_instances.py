@@ -405,6 +405,24 @@ def test_all_are_asked_at_once_and_the_silent_one_is_not_waited_for_alone(
     assert [type(answer) for answer in answers] == [NotAnsweringError, dict, NotListeningError]
 
 
+def test_what_was_said_while_others_were_asked_counts(serve: Callable[..., Address]) -> None:
+    """To ask many on one processor takes longer than anybody is silent."""
+    said = threading.Event()
+
+    def converse(connection: socket.socket) -> None:
+        saying(b'{"parameters": {"n": 1}}\0')(connection)
+        said.set()
+
+    class Slow(Address):
+        def open(self) -> tuple[int, int]:
+            assert said.wait(10)
+            return super().open()
+
+    slow = Slow(serve(saying(b'{"parameters": {"n": 2}}\0')).path)
+    answers = client.ask([Question(serve(converse), "a.B"), Question(slow, "a.B")], patience=60, quiet=0)
+    assert answers[0] == {"n": 1}
+
+
 def void(_: object) -> None:
     """Return nothing."""
 
