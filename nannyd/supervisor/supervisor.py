@@ -170,6 +170,8 @@ class Supervisor:
         policy = self._policy()
         self._now = self._loop.time()
         self.worker, effects = step(before, event, self._now, policy)
+        if self.worker.stop is not None and before.stop is None:
+            self.reading()  # for who asks later what it used in the end
         # A signal does not wait for what is said about it, a start does for the end of the life before.
         for effect in effects:
             self._signal(effect)
@@ -280,6 +282,8 @@ class Supervisor:
                 self.post(MemoryExceeded(life.generation, "at the wall while stopping", wall=True))
             return
         self._reading, self._read_of, self._read_at = reading, life, self._loop.time()
+        if said is Verdict.FINE:
+            return
         excess = telling.Excess(life, reading, said, wall=wall)
         if said is Verdict.WARN:
             excess.tell_warning()

@@ -1,7 +1,7 @@
 """Watching a worker's memory: by the kernel's own event, or, where there is no leaf, by looking.
 
-`core.memory` decides; this reads and arms.  Both watchers say what they see by one callback,
-`report(verdict, reading, wall)`, from the event loop.
+`core.memory` decides; this reads and arms.  Both watchers say what they see, also where all is fine, by one
+callback, `report(verdict, reading, wall)`, from the event loop.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ class Tripwire:
         reading = self._leaf.reading()
         said = verdict(reading.working_set, self._thresholds, warned=self._warned)
         if said is Verdict.FINE:
+            self._report(said, reading, False)
             return False
         self._warned = True
         if said is Verdict.TERMINATE:
@@ -227,8 +228,10 @@ class Poller:
             self._decided = self._decided or wall or said is Verdict.TERMINATE
             self._warned = True
             self._report(Verdict.TERMINATE if wall else said, reading, wall)
-        elif self._warned and relaxed(reading.working_set, self._thresholds):
-            self._warned = False
+        else:
+            self._report(Verdict.FINE, reading, False)
+            if self._warned and relaxed(reading.working_set, self._thresholds):
+                self._warned = False
         self._schedule(reading.working_set)
 
     def sample(self) -> None:
