@@ -17,21 +17,25 @@ if TYPE_CHECKING:
     from nannyd.supervisor.supervisor import Supervisor
 
 
+_ECHO = 0.5
+"""Seconds in which the same signal is no second one: who signals a group signals who passes it on, too."""
+
+
 def stop_on_sigterm(supervisor: Supervisor, loop: asyncio.AbstractEventLoop) -> None:
     """Take SIGTERM and SIGINT as requests to stop; a second SIGINT, and during a drain SIGTERM, kills.
 
     What the launcher has blocked until now comes in: the last thing to be done before supervising.
     """
-    seen: set[signal.Signals] = set()
+    seen: dict[signal.Signals, float] = {}
 
     def asked(number: signal.Signals) -> None:
         supervisor.signalled = True
         stop = supervisor.worker.stop
         drains = stop is not None and stop.drain > 0
         supervisor.stop(number.name)
-        if number in seen and (number is signal.SIGINT or drains):
+        is_second = loop.time() - seen.setdefault(number, loop.time()) > _ECHO
+        if is_second and (number is signal.SIGINT or drains):
             supervisor.kill(f"a second {number.name}")
-        seen.add(number)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, supervisor.post, lambda number=number: asked(number))

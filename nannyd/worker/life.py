@@ -5,7 +5,8 @@ for its end; then, exactly once, `close`, and the preloads' teardown.
 
 Who asks first, wins: nannyd by a line on the channel (its signal comes after the line and only makes
 sure that it is read), a signal from elsewhere, or the end of the channel, for a worker must not outlive
-its supervisor.
+its supervisor.  A signal from elsewhere may be for nannyd, too, as where a batch system ends all processes
+of a job; nannyd's line says more, so it is waited for.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from nannyd.worker.report import report, report_exit, report_failure
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_ECHO = 0.5
+"""Seconds for nannyd to say that it has had the same signal."""
 _LEAST = 0.1
 """Seconds that a teardown gets when all the time was used up before."""
 
@@ -95,7 +98,11 @@ class Life:
     def _on_signal(self, number: signal.Signals) -> None:
         if not self._channel.ended:
             self._on_channel()  # for the line that came before nannyd's signal
-        self._ask(Stop(self._spec.grace, number.name))
+        stop = Stop(self._spec.grace, number.name)
+        if self._channel.ended:
+            self._ask(stop)
+        else:
+            self._loop.call_later(_ECHO, self._ask, stop)
 
     def _ask(self, stop: Stop) -> None:
         if not self._asked.done():

@@ -550,6 +550,16 @@ class Nannyd:
         """Send it a signal."""
         signal.pidfd_send_signal(self._pidfd, number)
 
+    def insist(self, number: int) -> None:
+        """Send it a signal again and again, until it kills its worker: a second one at once is an echo."""
+
+        def kills() -> bool:
+            with contextlib.suppress(ProcessLookupError):
+                self.signal(number)
+            return "killing-worker" in self.events()
+
+        eventually(kills, "the worker is killed")
+
     def wait(self, within: float = PATIENCE) -> int:
         """Wait for its end and return the exit status."""
         ended = select.select([self._pidfd], [], [], within)[0]

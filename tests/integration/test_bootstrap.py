@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from bootstrap_peer import PATIENCE, Running
-from harness import WORKERS, interpreters
+from bootstrap_peer import Running
+from harness import WORKERS, eventually, interpreters, status_of
 
 import nannyd
 from nannyd.core import wire
@@ -67,14 +67,6 @@ def lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def eventually(path: Path, line: str) -> None:
-    """Wait until *line* is in the story."""
-    deadline = time.monotonic() + PATIENCE
-    while line not in lines(path):
-        assert time.monotonic() < deadline, f"{line!r} never came; {lines(path)}"
-        time.sleep(0.01)
-
-
 # --- a good life ----------------------------------------------------------------------------------------
 
 
@@ -116,6 +108,16 @@ def test_signal_from_elsewhere_is_its_own_reason(
     assert running.ends() == 0
     assert lines(story)[-1] == f"close timeout=24 reason={number.name}"
     assert running.stderr() == ""
+
+
+def test_what_nannyd_says_of_a_signal_to_all_counts(start: Callable[..., Running], story: Path) -> None:
+    running = start(kwargs={"story": str(story)})
+    running.hears("READY")
+    running.process.send_signal(signal.SIGTERM)
+    eventually(lambda: int(status_of(running.process.pid)["ShdPnd"], 16) == 0, "it has the signal")
+    running.ask(3.0, "restart")
+    assert running.ends() == 0
+    assert lines(story)[-1] == "close timeout=3 reason=restart"
 
 
 def test_close_is_called_once_however_often_the_end_is_asked_for(

@@ -278,7 +278,7 @@ def test_a_second_sigint_kills_at_once(nannyd: Host) -> None:
     run.signal(signal.SIGINT)
     run.wait_for("stopping-worker")
     assert lives(pid)
-    run.signal(signal.SIGINT)
+    run.insist(signal.SIGINT)
     assert run.wait(5) == 0
     failed = run.wait_for("worker-failed")
     assert (failed["result"], failed["who"]) == ("signal", "nannyd")
