@@ -63,6 +63,8 @@ def main(arguments: Sequence[str]) -> int:
         found = instances(options, more)
     except ValueError as error:
         parser.error(str(error))
+    except OSError as error:
+        parser.error(f"argument --local-directory: {error.filename}: {error.strerror}")
     commands, claims = [], []
     for wanted, settings in found:
         name, descriptor = claim(wanted, os.environ)
@@ -72,7 +74,12 @@ def main(arguments: Sequence[str]) -> int:
         for descriptor in claims:
             os.set_inheritable(descriptor, True)
         os.execv(sys.executable, commands[0])  # noqa: S606 (no shell is meant)
-    return Several(commands, options.pid_file).run()
+    several = Several(commands, options.pid_file)
+    try:
+        several.write_pid()
+    except OSError as error:
+        parser.error(f"argument --pid-file: {error.filename}: {error.strerror}")
+    return several.run()
 
 
 # Options

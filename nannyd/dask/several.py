@@ -36,12 +36,15 @@ class Several:
         self._told: set[int] = set()
         """Those of the pidfds that have heard of it."""
 
-    def run(self) -> int:
-        """Start all, wait for all, and return the first exit status that is not 0."""
+    def write_pid(self) -> None:
+        """Write the pid file, if there is to be one; signals are passed on from now.  Raises OSError."""
         for number in _SIGNALS:
             signal.signal(number, self._pass_on)
         if self._pid_file is not None:
             self._pid_file.write_text(f"{os.getpid()}\n")
+
+    def run(self) -> int:
+        """Start all, wait for all, and return the first exit status that is not 0."""
         try:
             self._start()
             statuses = [child.wait() for child in self._children]

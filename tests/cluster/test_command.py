@@ -153,6 +153,14 @@ def test_a_scheduler_that_does_not_come_is_an_exit_status(empty_cluster: Cluster
     assert process.wait(PATIENCE) == ExitCode.NO_SCHEDULER, command.log()
 
 
+@pytest.mark.parametrize("option", ["--pid-file", "--local-directory"])
+def test_what_cannot_be_written_is_a_mistake(empty_cluster: Cluster, command: Command, option: str) -> None:
+    (command.home.base / "file").touch()
+    process = command("tcp://127.0.0.1:1", option, str(command.home.base / "file" / "x"))
+    assert process.wait(PATIENCE) == 2
+    assert f"argument {option}: {command.home.base}/file/x: Not a directory" in command.log()
+
+
 def test_a_mistake_is_answered_as_any_other_of_nannyds(empty_cluster: Cluster, command: Command) -> None:
     process = command("tcp//127.0.0.1:1", "--interface=lo", "--host=x")
     assert process.wait(PATIENCE) == ExitCode.CONFIG
