@@ -21,6 +21,7 @@ from nannyd.config.handover import handover
 from nannyd.core.errors import ConfigError, ExitCode, Problem
 from nannyd.core.paths import (
     SUPERVISED,
+    interpreter,
     lock_file,
     make_runtime_directory,
     runtime_directory,
@@ -115,8 +116,7 @@ def write_memfd(content: bytes) -> int:
 def supervisor_command(plan: Plan, plan_fd: int, lock_fd: int, directory: Path) -> list[str]:
     """Return the supervisor's command line; what follows `--` is nannyd's own (read by `unit`)."""
     return [
-        sys.executable,
-        "-I",
+        *interpreter(os.environ),
         "-Xno_debug_ranges",  # columns in tracebacks are not worth their memory
         "-m",
         "nannyd.supervisor",

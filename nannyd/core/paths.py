@@ -12,7 +12,9 @@ import enum
 import errno
 import os
 import signal
+import site
 import stat
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +39,17 @@ class Scope(enum.StrEnum):
 
     SYSTEM = "system"
     USER = "user"
+
+
+def interpreter(environ: Mapping[str, str]) -> list[str]:
+    """Return the command for more of nannyd: this interpreter, isolated, unless it would not find nannyd.
+
+    Nobody's PYTHONPATH has a say in a daemon, but where nannyd itself came by it, or by `pip install --user`.
+    """
+    home = Path(__file__).resolve().parents[2]
+    loose = [*environ.get("PYTHONPATH", "").split(os.pathsep), site.getusersitepackages()]
+    is_loose = not sys.flags.isolated and any(Path(path).resolve() == home for path in loose if path)
+    return [sys.executable, "-P" if is_loose else "-I"]
 
 
 def runtime_directory(name: str, environ: Mapping[str, str]) -> Path:

@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from nannyd.core.errors import ExitCode
+from nannyd.core.paths import interpreter
 from nannyd.ctl import replies
 from nannyd.ctl.client import NANNY, FailureError, call
 from nannyd.ctl.command import FAILED, complain
@@ -66,4 +67,5 @@ def _become_nannyd(command: Command, name: str) -> NoReturn:
     """Let the launcher say what would be in force."""
     options = ["--json"] if command.json else []
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-I", "-m", "nannyd", command.verb, name, *options])  # noqa: S606
+    call = [*interpreter(os.environ), "-m", "nannyd", command.verb, name, *options]
+    os.execv(call[0], call)  # noqa: S606

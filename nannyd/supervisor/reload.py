@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
+import os
 from typing import TYPE_CHECKING
 
+from nannyd.core.paths import interpreter
 from nannyd.core.reload import is_possible
 from nannyd.supervisor import notices
 from nannyd.supervisor.handover import Handover
@@ -86,7 +87,7 @@ class Reloader:
 
     async def _compile(self) -> Handover:
         arguments = self._supervisor.plan.arguments
-        argv = [sys.executable, "-I", "-m", "nannyd", "compile", *arguments[1:]]
+        argv = [*interpreter(os.environ), "-m", "nannyd", "compile", *arguments[1:]]
         try:
             code, written = await self._helpers.output(argv, _TIMEOUT)
             if code is None:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
+import sysconfig
 import time
+import venv
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from harness import blocks, catches, eventually
+
+import nannyd as package
 
 if TYPE_CHECKING:
     from harness import Host, Nannyd
@@ -68,3 +74,14 @@ def test_a_signal_to_one_that_ends_does_not_hide_how_it_ended(nannyd: Host, numb
         with suppress(ProcessLookupError):
             run.signal(number)
     assert run.wait() == 1
+
+
+def test_nannyd_may_be_found_by_pythonpath_alone(nannyd: Host, tmp_path: Path) -> None:
+    venv.create(tmp_path)
+    path = [str(Path(package.__file__).parents[1]), sysconfig.get_path("purelib")]
+    environ: dict[str, str | None] = {"PYTHONPATH": os.pathsep.join(path)}
+    run = nannyd("--", "sleep", "60", environ=environ, python=str(tmp_path / "bin" / "python"))
+    run.ready()
+    run.signal(signal.SIGHUP)
+    run.wait_for("reloaded")
+    assert run.stop() == 0
