@@ -24,7 +24,7 @@ from nannyd import __version__
 from nannyd.core.errors import ExitCode
 from nannyd.core.paths import Scope
 from nannyd.core.units import parse_duration
-from nannyd.ctl import instances
+from nannyd.ctl import instances, owners
 from nannyd.ctl.client import FailureError
 from nannyd.ctl.command import FAILED, Command, complain
 from nannyd.ctl.render import LEVELS, Style, level_of
@@ -183,6 +183,8 @@ def _dispatch(arguments: list[str]) -> int:
     if name not in VERBS:
         return _usage(f"Unknown command verb {name!r}.")
     verb = VERBS[name]
+    if runtime := owners.own_runtime(os.environ):
+        os.environ["XDG_RUNTIME_DIR"] = runtime  # for systemctl, too
     names, words = _told_apart(name, names, behind)
     if problem := _misused(name, verb, options, names):
         return _usage(problem)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,6 +48,16 @@ class Owner:
         parents = (self.runtime / "nannyd", in_tmp(self.uid))
         found = itertools.chain.from_iterable(sockets_in(parent, self.uid) for parent in parents)
         return list(itertools.islice(found, INSTANCES_MAX))
+
+
+def own_runtime(environ: Mapping[str, str]) -> str | None:
+    """Return our XDG_RUNTIME_DIR, if there is one, also where sudo(8) has left none or su(1) another's."""
+    uid = os.geteuid()
+    given, usual = environ.get("XDG_RUNTIME_DIR"), _RUNTIMES / str(uid)
+    with suppress(OSError):
+        if given and Path(given).stat().st_uid == uid:
+            return given
+    return str(usual) if is_of(usual, uid) else given
 
 
 def others(environ: Mapping[str, str], *, every: bool) -> list[Owner]:

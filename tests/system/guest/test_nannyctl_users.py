@@ -138,6 +138,13 @@ def test_variables_of_somebody_else_do_no_harm(her_home: Path, foreground: Calla
     bob = run_command("runuser", "-u", BOB, "--", *hers, "nannyctl", "list", "--json").stdout
     (one,) = [one for one in json.loads(bob) if one["scope"] == "user"]
     assert (one["name"], one["state"]) == ("fg", "running")
+    for variable in ("--unset=XDG_RUNTIME_DIR", "XDG_RUNTIME_DIR=/run/user/0"):
+        alone = ("runuser", "-u", ALICE, "--", "env", f"HOME={alice.pw_dir}", variable, "nannyctl")
+        (one,) = json.loads(run_command(*alone, "list", "--json").stdout)
+        assert (one["name"], one["state"], one["unit"]) == ("own", "running", "nannyd@own.service")
+        run_command(*alone, "stop", "own")
+        assert found()["alice/own"]["state"] == "inactive"
+        run_command(*alone, "start", "own")
     done("stop", "alice/own")
 
 
@@ -206,8 +213,8 @@ def hostile(tmp_path: Path) -> Iterator[Callable[[str, str], None]]:
 
     yield start
     for process in running:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        with process:
+            os.killpg(process.pid, signal.SIGKILL)
     shutil.rmtree(base)
 
 
