@@ -101,8 +101,8 @@ class DaskWorker:
             raise
         finally:
             await self._conclude()
-        asyncio.get_running_loop().call_soon(complete)  # registered first, and told to be ready
         await self._publish()
+        asyncio.get_running_loop().call_soon(complete)  # registered first, and told to be ready
 
     async def finished(self) -> None:
         """Return when the worker has closed."""
