@@ -10,6 +10,7 @@ import asyncio
 import functools
 import importlib
 import logging
+import math
 from typing import Any
 
 from nannyd.core.target import find_target
@@ -17,8 +18,9 @@ from nannyd.dask.telling import tell
 
 logger = logging.getLogger("distributed.worker")
 
+_SHORTEST_WAIT = 0.1
 _LONGEST_WAIT = 60.0
-"""Seconds for a name to become free, where no death-timeout says otherwise."""
+"""Seconds for a name to become free, where somebody waits for the worker to start."""
 
 
 def find_worker_class(name: str | None) -> Any:
@@ -34,7 +36,7 @@ def find_worker_class(name: str | None) -> Any:
 def make_subject(worker_class: Any) -> Any:
     """Return a class that is *worker_class* to whoever looks, and does what this module says."""
 
-    class Subject(make_patient(worker_class)):  # type: ignore[misc]
+    class Subject(make_patient(worker_class, math.inf)):  # type: ignore[misc]
         nannyd_end: dict[str, Any] | None = None
         """Arguments of the end that nannyd has asked for."""
         nannyd_drain: asyncio.Task[None] | None = None
@@ -59,15 +61,18 @@ def make_subject(worker_class: Any) -> Any:
     return _disguised(Subject, worker_class)
 
 
-def make_patient(worker_class: Any) -> Any:
-    """Return a class that is *worker_class* to whoever looks, and waits until its name is free."""
+def make_patient(worker_class: Any, longest: float = _LONGEST_WAIT) -> Any:
+    """Return a class that is *worker_class* to whoever looks, and waits until its name is free.
+
+    It does so for its death-timeout, and without one for *longest* seconds.
+    """
 
     class Patient(worker_class):  # type: ignore[misc]
         async def _register_with_scheduler(self) -> None:
             """Wait while the name is that of another worker: one that died, as the scheduler will see."""
             loop = asyncio.get_running_loop()
-            until = loop.time() + (self.death_timeout or _LONGEST_WAIT)
-            delay = 0.1
+            until = loop.time() + (self.death_timeout or longest)
+            delay = _SHORTEST_WAIT
             while True:
                 try:
                     await super()._register_with_scheduler()
@@ -76,7 +81,8 @@ def make_patient(worker_class: Any) -> Any:
                         raise
                 else:
                     return
-                logger.info("Waiting for the name %r to become free", self.name)
+                if delay == _SHORTEST_WAIT:
+                    logger.info("Waiting for the name %r to become free", self.name)
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, 1.0)
 

@@ -94,10 +94,11 @@ class DaskWorker:
                 await self._agree_on_plugins(self._registration)
             options = {"nanny": nanny, "security": self._security, "death_timeout": self._left(began)}
             self._worker = self._class(scheduler, **options, **self._options)
-            await self._worker.start()
+            await self._start_worker(began)
             self._started = True
         except (asyncio.TimeoutError, TimeoutError):
-            tell(closing="death-timeout")
+            if self._is_late(began):
+                tell(closing="death-timeout")
             raise
         finally:
             await self._conclude()
@@ -178,6 +179,22 @@ class DaskWorker:
             await registration.close(started=False)
             logger.info("Waiting for the nanny's plugins")
             await asyncio.get_running_loop().create_future()
+
+    async def _start_worker(self, began: float) -> None:
+        """Start it.  Raises what went wrong, and not Server.start's word that something did."""
+        try:
+            await self._worker.start()
+        except (RuntimeError, asyncio.TimeoutError, TimeoutError) as error:
+            wrong = error.__cause__
+            if wrong is None or self._is_late(began):
+                raise
+        else:
+            return
+        raise wrong
+
+    def _is_late(self, began: float) -> bool:
+        """Say whether the death-timeout is over, so that a timeout is of that."""
+        return self._death_timeout is not None and time.monotonic() - began >= self._death_timeout
 
     def _left(self, began: float) -> float | None:
         """Return what is left of the death-timeout."""

@@ -193,6 +193,23 @@ def test_death_timeout(empty_cluster: Cluster, supervisor: Supervisor, where: st
     assert life.running.ends() == 1
 
 
+@pytest.mark.parametrize("limit", [None, 60.0])
+def test_a_timeout_of_something_else_is_no_death_timeout(
+    cluster: Cluster, supervisor: Supervisor, limit: float | None
+) -> None:
+    life = supervisor.start(worker_class="dask_classes.Broken", death_timeout=limit)
+    assert life.running.ends() == 1
+    assert "closing" not in life.facts
+    assert "no answer from the shop" in life.running.error().splitlines()[-1]
+
+
+def test_why_a_worker_cannot_start_is_said(cluster: Cluster, supervisor: Supervisor) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        life = supervisor.start(options={"host": "127.0.0.1", "port": taken.getsockname()[1]})
+        assert life.running.ends() == 1
+    assert "Address already in use" in life.running.error().splitlines()[-1]
+
+
 def test_registration_blocks_nobody_for_longer_than_the_start(
     cluster: Cluster, supervisor: Supervisor
 ) -> None:

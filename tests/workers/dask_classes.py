@@ -13,6 +13,14 @@ class Own(_Worker):  # type: ignore[misc]
     """Is different from others in name only."""
 
 
+class Broken(_Worker):  # type: ignore[misc]
+    """Cannot be started, for a reason that is no missing scheduler."""
+
+    async def start_unsafe(self) -> None:
+        """Raise what the reason is."""
+        raise TimeoutError("no answer from the shop")
+
+
 def dask_setup(worker: Any) -> None:
     """Say so."""
     print("dask_setup of", type(worker).__name__, file=sys.stderr)
