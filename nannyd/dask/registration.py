@@ -98,38 +98,42 @@ async def register(
     """
     import dask
     from dask.utils import parse_timedelta
+    from distributed.comm.core import FatalCommClosedError
 
     limit = parse_timedelta(dask.config.get("distributed.comm.timeouts.connect"), default="seconds")
     timeout = min(_PATIENCE, limit)
+    arguments = security.get_connection_args("worker")  # here certificates are read
+    delay, told = 0.1, ""
     while True:
-        registration = await _attempt(scheduler, security, nanny, dead, timeout, patience)
-        if registration is not None:
-            return registration
-        logger.info("Waiting to connect to: %26s", scheduler)
+        try:
+            return await _attempt(scheduler, {"timeout": timeout, **arguments}, nanny, dead, patience)
+        except (OSError, asyncio.TimeoutError) as error:
+            if isinstance(error, FatalCommClosedError):  # certificates; the next attempt would end so, too
+                raise
+            why = str(error.__cause__ or error)
+        if why != told:
+            logger.info("Waiting to connect to: %26s (%s)", scheduler, why or "it does not answer")
+            told = why
         timeout = min(2 * timeout, limit)
-        await asyncio.sleep(0.1)  # some attempts fail at once, such as those to look up a name
+        await asyncio.sleep(delay)  # some attempts fail at once, such as those to look up a name
+        delay = min(2 * delay, 1.0)
 
 
 async def _attempt(
-    scheduler: str, security: Any, nanny: str, dead: str | None, timeout: float, patience: float | None
-) -> Registration | None:
-    from distributed.comm.core import FatalCommClosedError, connect
+    scheduler: str, arguments: dict[str, Any], nanny: str, dead: str | None, patience: float | None
+) -> Registration:
+    from distributed.comm.core import connect
 
-    try:
-        comm = await connect(scheduler, timeout=timeout, **security.get_connection_args("worker"))
-        comm.name = "Nanny->Scheduler (registration)"
-        if dead is not None:
-            stimulus = f"nannyd-unregister-{time.time()}"  # noqa: TID251 (an identifier, in Dask's form)
-            message = {"op": "unregister", "address": dead, "stimulus_id": stimulus, "reply": True}
-            await comm.write(message)
-            await comm.read()
-        await comm.write({"op": "register_nanny", "address": nanny})
-        answer = asyncio.get_running_loop().create_task(comm.read())
-        await asyncio.wait({answer}, timeout=patience)
-        if answer.done():
-            answer.result()
-    except FatalCommClosedError:  # certificates; another attempt would end in the same way
-        raise
-    except (OSError, asyncio.TimeoutError):
-        return None
+    comm = await connect(scheduler, **arguments)
+    comm.name = "Nanny->Scheduler (registration)"
+    if dead is not None:
+        stimulus = f"nannyd-unregister-{time.time()}"  # noqa: TID251 (an identifier, in Dask's form)
+        message = {"op": "unregister", "address": dead, "stimulus_id": stimulus, "reply": True}
+        await comm.write(message)
+        await comm.read()
+    await comm.write({"op": "register_nanny", "address": nanny})
+    answer = asyncio.get_running_loop().create_task(comm.read())
+    await asyncio.wait({answer}, timeout=patience)
+    if answer.done():
+        answer.result()
     return Registration(comm, answer)

@@ -132,6 +132,24 @@ def test_certificates(empty_cluster: Cluster, supervisor: Supervisor, security: 
     assert stranger.running.ends() == 1
 
 
+@pytest.mark.parametrize("wrong", ["tls_ca_file", "tls_worker_cert", "tls_worker_key"])
+def test_a_bad_certificate_is_a_failed_start(
+    empty_cluster: Cluster, supervisor: Supervisor, security: dict[str, str], wrong: str, tmp_path: Path
+) -> None:
+    empty_cluster.start_scheduler(security=security)
+    missing = str(tmp_path / "missing.pem")
+    life = supervisor.start(security={**security, wrong: missing})
+    assert life.running.ends() == 1
+    assert "No such file" in life.running.error()
+
+
+def test_why_a_scheduler_is_waited_for_is_said_once(cluster: Cluster, supervisor: Supervisor) -> None:
+    life = supervisor.start(scheduler="tcp://127.0.0.1:1", death_timeout=3)
+    assert life.says("closing") == "death-timeout"
+    (line,) = [line for line in life.running.stderr().splitlines() if "Waiting to connect to" in line]
+    assert "Connection refused" in line
+
+
 def test_the_schedulers_file_may_come_late_and_change(
     empty_cluster: Cluster, supervisor: Supervisor, tmp_path: Path
 ) -> None:
