@@ -62,6 +62,7 @@ class DaskWorker:
 
         self._class = make_subject(given.get("worker_class") or find_worker_class(worker_class))
         self._options = {"local_directory": local_directory, **options, **given.get("options", {})}
+        self._silence = _silence(self._options.get("silence_logs"))
         self._security = given.get("security") or make_security(security)
         self._scheduler, self._scheduler_file = scheduler, scheduler_file
         self._where = nanny
@@ -252,6 +253,16 @@ class DaskWorker:
         else:
             if not moved:
                 logger.warning("Data of this worker could not be moved away: no other worker takes it")
+
+
+def _silence(level: int | None) -> contextlib.ExitStack:
+    """Silence Dask's log below *level* from now on; a Worker does it while it lives."""
+    stack = contextlib.ExitStack()
+    if level:
+        from distributed.utils import silence_logging_cmgr
+
+        stack.enter_context(silence_logging_cmgr(level))
+    return stack
 
 
 def _unpickle(pickled: str | None) -> dict[str, Any]:

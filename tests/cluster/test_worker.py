@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import signal
 import socket
 from pathlib import Path
@@ -376,6 +377,15 @@ def test_a_class_of_ones_own(cluster: Cluster, supervisor: Supervisor, name: str
     supervisor.start(worker_class=name).ready()
     classes = cluster.run("list(client.run(lambda dask_worker: type(dask_worker).__qualname__).values())")
     assert classes == ["Own"]
+
+
+def test_who_is_to_be_silent_is_so_from_the_start_to_the_end(
+    cluster: Cluster, supervisor: Supervisor
+) -> None:
+    life = supervisor.start(options={"silence_logs": logging.WARNING})
+    life.ready()
+    assert life.stop() == 0
+    assert "INFO" not in life.running.stderr()
 
 
 def test_what_is_no_worker_class_is_said(cluster: Cluster, supervisor: Supervisor) -> None:
