@@ -73,7 +73,6 @@ class Command:
             self.environ,
             scopes=self.scopes,
             names=self.names,
-            every=self.all,
             patience=patience,
             quiet=quiet,
             silent=silent,

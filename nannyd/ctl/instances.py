@@ -189,20 +189,17 @@ def find(
     *,
     scopes: Iterable[Scope] = tuple(Scope),
     names: Sequence[str] = (),
-    every: bool = False,
     patience: float | None = None,
     quiet: float | None = None,
     silent: list[Owner] | None = None,
 ) -> list[Instance]:
     """Return every instance, by name and scope; of *names*, if there are any, only theirs are asked.
 
-    *every*: also those of other users who have started none since they logged in.  Those that have not
-    answered after *patience* seconds (None: a few), or when for *quiet* seconds nobody has said anything, are
-    given up.  *silent* receives the users whose service managers have not answered in time.
+    Those that have not answered after *patience* seconds (None: a few), or when for *quiet* seconds nobody
+    has said anything, are given up.  *silent* receives the users whose service managers have not answered.
     """
     wanted = set(scopes)
-    every = every or any("/" in name for name in names)
-    others = owners.others(environ, every=every) if wanted == set(Scope) else []
+    others = owners.others(environ) if wanted == set(Scope) else []
     others = [owner for owner in others if not names or any(_may_mean(name, owner) for name in names)]
     told = _OTHERS_PATIENCE if quiet is None else _OTHERS_QUICKLY
     runtime = environ.get("XDG_RUNTIME_DIR")

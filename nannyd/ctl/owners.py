@@ -60,19 +60,12 @@ def own_runtime(environ: Mapping[str, str]) -> str | None:
     return str(usual) if is_of(usual, uid) else given
 
 
-def others(environ: Mapping[str, str], *, every: bool) -> list[Owner]:
-    """Return the users beside us who have started an instance since they logged in, if we are root.
-
-    *every*: also those who have not.  The directory stays when an instance has ended.
-    """
+def others(environ: Mapping[str, str]) -> list[Owner]:
+    """Return the users beside us who are logged in, or whose instances are in /tmp, if we are root."""
     if os.geteuid() != 0:
         return []
     own = environ.get("XDG_RUNTIME_DIR")  # after su(1) it may be somebody else's
-    uids = {
-        uid
-        for path, uid in _numbered(_RUNTIMES, "")
-        if (uid or str(path) != own) and is_of(path, uid) and (every or os.path.lexists(path / "nannyd"))
-    }
+    uids = {uid for path, uid in _numbered(_RUNTIMES, "") if (uid or str(path) != own) and is_of(path, uid)}
     uids |= {uid for path, uid in _numbered(in_tmp(0).parent, "nannyd-") if uid and is_of(path, uid)}
     return [owner_of(uid) for uid in sorted(uids)]
 
