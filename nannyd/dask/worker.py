@@ -8,7 +8,6 @@ be published; ready.
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import json
 import logging
@@ -45,14 +44,10 @@ class DaskWorker:
         nanny: dict[str, Any],
         death_timeout: float | None,
         life: dict[str, Any],
-        pickled: str | None = None,
         local_directory: str | None = None,
     ) -> None:
         """*life* is what the supervisor knows of the lives before; all else is configuration."""
         configure(config, spare("distributed.worker"))
-        given = _unpickle(pickled)
-        if given.get("config"):
-            configure(given["config"])
         from distributed.proctitle import enable_proctitle_on_children, enable_proctitle_on_current
 
         from nannyd.dask.subject import find_worker_class, make_subject
@@ -60,17 +55,14 @@ class DaskWorker:
         enable_proctitle_on_current()
         enable_proctitle_on_children()
 
-        self._class = make_subject(given.get("worker_class") or find_worker_class(worker_class))
-        self._options = {"local_directory": local_directory, **options, **given.get("options", {})}
+        self._class = make_subject(find_worker_class(worker_class))
+        self._options = {"local_directory": local_directory, **options}
         self._silence = _silence(self._options.get("silence_logs"))
-        self._security = given.get("security") or make_security(security)
+        self._security = make_security(security)
         self._scheduler, self._scheduler_file = scheduler, scheduler_file
         self._where = nanny
         self._death_timeout = death_timeout
-        self._life = {
-            "nanny": None, "known": {}, "unregister": None, "exits": [], "directory": None, "register": True,
-            **life,
-        }  # fmt: skip
+        self._life = life
         self._worker: Any = None
         self._registration: Registration | None = None
         self._agreeing: asyncio.Task[None] | None = None
@@ -125,12 +117,10 @@ class DaskWorker:
 
     # The start
 
-    async def _introduce(self) -> tuple[str, str | None]:
+    async def _introduce(self) -> tuple[str, str]:
         """Return the scheduler's address and the nanny's, which the scheduler then knows."""
         scheduler = self._scheduler or await self._read_scheduler_file()
         nanny = self._life["nanny"]
-        if not self._life["register"]:
-            return scheduler, nanny
         from nannyd.dask.registration import register
 
         patience = None
@@ -263,12 +253,3 @@ def _silence(level: int | None) -> contextlib.ExitStack:
 
         stack.enter_context(silence_logging_cmgr(level))
     return stack
-
-
-def _unpickle(pickled: str | None) -> dict[str, Any]:
-    if pickled is None:
-        return {}
-    from distributed.protocol import pickle
-
-    given: dict[str, Any] = pickle.loads(base64.b64decode(pickled))
-    return given

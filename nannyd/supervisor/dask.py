@@ -89,7 +89,6 @@ class Dask:
             "unregister": self._last or None,
             "exits": list(self._exits),
             "directory": None if directory is None else str(directory),
-            "register": True,
         }
         return {"life": life}
 

@@ -38,7 +38,6 @@ class Supervisor:
             "unregister": None,
             "exits": [],
             "directory": str(self._base),
-            "register": True,
             **changes.pop("life", {}),
         }
         options = {"name": "w1", "nthreads": 1, "memory_limit": None, "dashboard": False}

@@ -394,31 +394,6 @@ def test_what_is_no_worker_class_is_said(cluster: Cluster, supervisor: Superviso
     assert "worker class 'dask_classes:Missing'" in life.running.error()
 
 
-def test_arguments_may_be_any_object(cluster: Cluster, supervisor: Supervisor) -> None:
-    pickled = cluster.run(
-        """
-        import base64, cloudpickle
-        class Mine(distributed.Worker):
-            def __init__(self, *args, payload, **kwargs):
-                super().__init__(*args, **kwargs)
-                self.payload = payload
-        given = {"worker_class": Mine, "options": {"payload": lambda: 42, "name": "theirs"},
-                 "config": {"distributed.worker.memory.spill": 0.3}, "security": None}
-        base64.b64encode(cloudpickle.dumps(given)).decode()
-        """
-    )
-    supervisor.start(pickled=pickled, life={"register": False, "nanny": "tcp://127.0.0.1:7"}).ready()
-    (worker,) = cluster.wait_for_workers().values()
-    assert (worker["name"], worker["nanny"]) == ("theirs", "tcp://127.0.0.1:7")
-    looked = cluster.run(
-        """
-        spill = "distributed.worker.memory.spill"
-        client.run(lambda dask_worker: (dask_worker.payload(), dask.config.get(spill)))
-        """
-    )
-    assert list(looked.values()) == [(42, 0.3)]
-
-
 def test_configuration_is_laid_over_dasks_own_before_it_is_read(
     cluster: Cluster, supervisor: Supervisor
 ) -> None:
