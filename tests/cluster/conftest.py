@@ -45,12 +45,8 @@ def cluster(empty_cluster: Cluster) -> Cluster:
 @pytest.fixture
 def nannyd(empty_cluster: Cluster) -> Iterator[Host]:
     """Start `nannyd run`, whose workers the scheduler outlives; afterwards nothing is left of it."""
-    host = Host()
-    try:
+    with Host() as host:
         yield host
-    finally:
-        wrong = host.finish()
-    assert not wrong, "\n".join(wrong)
 
 
 @pytest.fixture(scope="session")

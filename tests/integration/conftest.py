@@ -21,12 +21,8 @@ if TYPE_CHECKING:
 @pytest.fixture
 def nannyd() -> Iterator[Host]:
     """Start `nannyd run`; afterwards no process, socket or scratch directory is left of it."""
-    host = Host()
-    try:
+    with Host() as host:
         yield host
-    finally:
-        wrong = host.finish()
-    assert not wrong, "\n".join(wrong)
 
 
 @pytest.fixture(scope="module")

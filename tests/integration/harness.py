@@ -236,6 +236,22 @@ def eventually(true: Callable[[], object], what: str, within: float = PATIENCE) 
         time.sleep(0.01)
 
 
+ESCAPES = (
+    (["--double-fork"], 2),
+    (["--setsid"], 2),
+    (["--double-fork", "--setsid", "--fork-and-leave", "5"], 6),
+    (["--fork-tree", "30"], 31),
+    (["--ignore-sigterm", "--fork-tree", "6"], 7),
+)
+"""What processes of a rude worker do to escape, and how many they are then."""
+
+
+def printed(pids: Path, count: int) -> list[int]:
+    """Return the pids that *count* processes of a rude worker have written to a file."""
+    eventually(lambda: pids.exists() and len(pids.read_text().split()) >= count, "all have printed")
+    return sorted(map(int, pids.read_text().split()))
+
+
 def read_lines(path: Path) -> list[str]:
     """Return the lines of *path*, none where it is not there (yet)."""
     try:
@@ -616,6 +632,13 @@ class Host:
         self.systemd: Systemd | None = None
         self.runs: list[Nannyd] = []
         self.expect_records: set[str] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        wrong = self.finish()
+        assert not wrong, "\n".join(wrong)
 
     def write_config(self, text: str, name: str = "t") -> None:
         """Write NAME.toml whole: a reload never sees half of it."""

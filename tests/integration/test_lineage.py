@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import end_of, eventually
+from harness import ESCAPES, end_of, eventually, printed
 
 from nannyd.core.exits import WaitStatus
 from nannyd.supervisor.lineage import Lineage
@@ -41,25 +41,10 @@ def rude(lineage: Lineage, directory: Path, *vices: str) -> Child:
     )
 
 
-def printed(directory: Path, count: int) -> list[int]:
-    pids = directory / "pids"
-    eventually(lambda: pids.exists() and len(pids.read_text().split()) >= count, "all have printed")
-    return sorted(map(int, pids.read_text().split()))
-
-
-@pytest.mark.parametrize(
-    ("vices", "count"),
-    [
-        (["--double-fork"], 2),
-        (["--setsid"], 2),
-        (["--double-fork", "--setsid", "--fork-and-leave", "5"], 6),
-        (["--fork-tree", "30"], 31),
-        (["--ignore-sigterm", "--fork-tree", "6"], 7),
-    ],
-)
+@pytest.mark.parametrize(("vices", "count"), ESCAPES)
 def test_nobody_escapes(lineage: Lineage, tmp_path: Path, vices: list[str], count: int) -> None:
     child = rude(lineage, tmp_path, *vices)
-    everyone = printed(tmp_path, count)
+    everyone = printed(tmp_path / "pids", count)
     assert not lineage.is_empty()
     eventually(lambda: sorted(lineage.pids()) == everyone, "everyone is known")
     assert all(lineage.contains(pid) for pid in everyone)
@@ -71,7 +56,7 @@ def test_nobody_escapes(lineage: Lineage, tmp_path: Path, vices: list[str], coun
 
 def test_orphans_outlive_their_worker_until_they_are_killed(lineage: Lineage, tmp_path: Path) -> None:
     child = rude(lineage, tmp_path, "--fork-and-leave", "2", "--setsid", "--exit-status", "0")
-    orphans = [pid for pid in printed(tmp_path, 3) if pid != child.pid]
+    orphans = [pid for pid in printed(tmp_path / "pids", 3) if pid != child.pid]
     assert end_of(child) == WaitStatus(code=0)
     told: list[bool] = []
     lineage.watch_empty(lambda: told.append(True))
@@ -88,7 +73,7 @@ def test_one_that_was_seen_stays_one_without_session_mark_and_parent(
 ) -> None:
     script = f"env -i setsid sleep 600 & echo $! > {tmp_path}/pids; sleep 600"
     child = start(lineage, tmp_path, "sh", "-c", script)
-    (pid,) = printed(tmp_path, 1)
+    (pid,) = printed(tmp_path / "pids", 1)
     eventually(lambda: Path(f"/proc/{pid}/comm").read_text() == "sleep\n", "it is a program")
     assert pid in lineage.pids()
     child.signal(9)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import end_of, eventually
+from harness import ESCAPES, end_of, eventually, printed
 
 from nannyd.core.exits import WaitStatus
 from nannyd.supervisor import tree as trees
@@ -43,22 +43,7 @@ def rude(pids: Path, *vices: str) -> Child:
     return start(sys.executable, "-I", "-S", RUDE, "--print-pids", str(pids), *vices)
 
 
-def printed(pids: Path, count: int) -> list[int]:
-    """Return the pids that *count* processes of a rude worker have written."""
-    eventually(lambda: pids.exists() and len(pids.read_text().split()) >= count, "all have printed")
-    return sorted(map(int, pids.read_text().split()))
-
-
-@pytest.mark.parametrize(
-    ("vices", "count"),
-    [
-        (["--double-fork"], 2),
-        (["--setsid"], 2),
-        (["--double-fork", "--setsid", "--fork-and-leave", "5"], 6),
-        (["--fork-tree", "30"], 31),
-        (["--ignore-sigterm", "--fork-tree", "6"], 7),
-    ],
-)
+@pytest.mark.parametrize(("vices", "count"), ESCAPES)
 def test_nobody_escapes(tree: Tree, tmp_path: Path, vices: list[str], count: int) -> None:
     child = rude(tmp_path / "pids", *vices)
     everyone = printed(tmp_path / "pids", count)
