@@ -121,6 +121,9 @@ def her_home() -> Iterator[Path]:
     """Where alice configures instances of her own, while her service manager runs."""
     alice = pwd.getpwnam("alice")
     place = Path(alice.pw_dir, ".config/nannyd")
+    # Each test starts her manager: more than five within ten seconds would meet systemd's start limit.
+    units = [f"{kind}@{alice.pw_uid}.service" for kind in ("user", "user-runtime-dir")]
+    run_command("systemctl", "reset-failed", *units, check=False)
     run_command("loginctl", "enable-linger", "alice")
     running = ("systemctl", "--user", "is-system-running")
     wait_until(
