@@ -14,7 +14,7 @@ BUILD_PACKAGES := gcc libsystemd-dev pkg-config \
         2>/dev/null || echo python3-dev)
 TEST_PACKAGES := libc6-dev openssl redis-server shellcheck stress-ng systemd tmux
 
-.PHONY: demo test lint host dask package guest guest-package guest-12 deb image shell bench clean help
+.PHONY: demo test lint host dask dask-fleet package guest guest-package guest-12 deb image shell bench clean help
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -23,7 +23,7 @@ demo: $(VENV)/base
 	@$(BIN)/python demo/demo.py
 
 # The linters, then the parts, two at a time.  A part shows what it said when it has ended; build/test has it before.
-PARTS := guest host dask package guest-package guest-12
+PARTS := guest host dask dask-fleet package guest-package guest-12
 
 test: lint
 	@mkdir -p build/test; status=0; \
@@ -45,9 +45,15 @@ lint: $(VENV)/dev
 host: $(VENV)/dev
 	$(BIN)/python -m pytest
 
+APART := tests/cluster/test_inprocess.py tests/cluster/test_fleet.py
+
 # With real schedulers and clients of two versions of distributed; the older one is installed once and cached.
 dask: $(VENV)/dev
-	$(BIN)/python -m pytest tests/cluster
+	$(BIN)/python -m pytest tests/cluster $(APART:%=--ignore=%)
+
+# The Nanny within other programs, and a whole fleet.
+dask-fleet: $(VENV)/dev
+	$(BIN)/python -m pytest $(APART)
 
 # The Debian package: built twice, linted, looked into.
 package: $(VENV)/dev

@@ -122,6 +122,8 @@ class Life:
         if hasattr(worker, "start"):
             await maybe_await(worker.start())
         self._started = True
+        if self._asked.done():
+            return  # it was cancelled, and did not notice: asyncio.wait_for() of Python 3.11 may swallow that
         notify(READY="1", **_details(worker))
         self._feed_watchdog()
         end = worker.finished() if hasattr(worker, "finished") else self._loop.create_future()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from agent_peer import AgentError
 
-from .lab import ClusterError
+from .lab import NEWEST, ClusterError
 
 if TYPE_CHECKING:
     from .nanny_peer import Nanny
@@ -74,6 +74,7 @@ def test_a_blocked_request_is_refused_as_dask_does(nanny: Nanny) -> None:
     assert nanny.ask("kill") is None
 
 
+@pytest.mark.parametrize("zygote", [NEWEST], indirect=True)  # nothing in it depends on the version
 def test_busy_while_somebody_is_served_and_at_rest_when_asked(nanny: Nanny) -> None:
     nanny.agent.responses["respawn"] = None
     nanny.specify()

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from harness import Host, descriptors_of, eventually
 
+from .lab import NEWEST
+
 if TYPE_CHECKING:
     from .lab import Cluster
 
@@ -80,6 +82,7 @@ def knock(address: str) -> socket.socket:
     return socket.create_connection((host, int(port)), timeout=20)
 
 
+@pytest.mark.parametrize("zygote", [NEWEST], indirect=True)  # nothing in it depends on the version
 def test_who_knocks_is_turned_away_when_the_agent_cannot_answer_again_and_again(
     empty_cluster: Cluster, nannyd: Host, security: dict[str, str], tmp_path: Path
 ) -> None:

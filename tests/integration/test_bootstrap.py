@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -200,6 +201,19 @@ def test_stop_during_start_cancels_it_and_closes(start: Callable[..., Running], 
     assert begin == ["starting", "start cancelled"]
     assert last.startswith("close timeout=4.")
     assert last.endswith("reason=stop")
+
+
+def test_a_start_that_takes_no_notice_of_a_stop_does_not_use_up_its_time(
+    start: Callable[..., Running], story: Path
+) -> None:
+    running = start("StartsDespiteAll", kwargs={"story": str(story)})
+    running.hears("STATUS", "starting")
+    running.ask(1000.0, "stop")
+    assert running.ends() == 0
+    assert running.count("READY") == 0
+    close = re.fullmatch(r"close timeout=([\d.]+) reason=stop", lines(story)[-1])
+    assert close is not None
+    assert float(close[1]) > 900
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -6,6 +6,7 @@ Paths to write to come as keyword arguments, as a user's settings would.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import multiprocessing
 import os
@@ -174,6 +175,15 @@ class StartsForever(Good):
             await asyncio.sleep(3600)
         finally:
             self.tell("start cancelled")
+
+
+class StartsDespiteAll(StartsForever):
+    """Takes no notice of being cancelled, as asyncio.wait_for() of Python 3.11 may."""
+
+    async def start(self) -> None:
+        """Be ready."""
+        with contextlib.suppress(asyncio.CancelledError):
+            await super().start()
 
 
 class ClosesForever(Good):
