@@ -15,6 +15,7 @@ import asyncio
 import inspect
 import os
 import socket
+import threading
 from typing import TYPE_CHECKING, Any
 
 from nannyd.core import boot, wire
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from nannyd.agent.nanny import Nanny
     from nannyd.dask import endpoint
     from nannyd.dask.inherit import Traces
+
+
+_REST_TIMEOUT = 1.0
 
 
 class Extension:
@@ -103,11 +107,23 @@ class Extension:
         return {}
 
     async def _rest(self, _request: Mapping[str, Any]) -> Mapping[str, Any]:
-        async def rest() -> bool:
-            return (await self._endpoint()).rest()
+        """Say False also when Dask's loop does not come to it: a request that has just come may block it."""
+        lock, ran, late = threading.Lock(), False, False
 
-        # It is asked there in any case; but what is under way may block that loop.
-        return {"rests": not self._activity and await self._loops.in_dasks(rest())}
+        async def rest() -> bool:
+            nonlocal ran
+            nanny = await self._endpoint()
+            with lock:
+                ran = not late
+                return ran and nanny.rest()
+
+        if self._activity:
+            return {"rests": False}
+        asked = asyncio.get_running_loop().create_task(self._loops.in_dasks(rest()))
+        await asyncio.wait({asked}, timeout=_REST_TIMEOUT)
+        with lock:
+            late = not ran
+        return {"rests": not late and await asked}
 
     async def _publish(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         async def publish() -> None:
