@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import nannyd
 from nannyd.core.environ import is_private
+from nannyd.core.paths import socket_path_problem
 from nannyd.core.plan import (
     AgentPlan,
     KillMode,
@@ -48,9 +49,7 @@ _RESTART = RestartPolicy(
     mode=RestartMode.NO, immediate=1, max_delay=10.0, reset_after=5.0, start_limit_burst=0
 )
 """Never given up, as by Dask's, which knows no delay: workers that die young, in a row, are held back."""
-_SOCKET_MAX = 107
-"""Bytes of the name of a socket, unix(7)."""
-_LONGEST = "/nannyd-12345678/notify-12345678"
+_LONGEST = "nannyd-12345678"
 
 _numbers = itertools.count(1)
 
@@ -136,7 +135,7 @@ class Rooms:
 def _parent() -> str:
     """Return a directory for temporary files in which sockets can have names."""
     for parent in (tempfile.gettempdir(), "/tmp", "/var/tmp"):  # noqa: S108 - mkdtemp makes names of its own
-        if len(os.fsencode(parent + _LONGEST)) <= _SOCKET_MAX and os.access(parent, os.W_OK | os.X_OK):
+        if socket_path_problem(Path(parent, _LONGEST)) is None and os.access(parent, os.W_OK | os.X_OK):
             return parent
     message = "no directory for temporary files has a path that is short enough for sockets; set TMPDIR"
     raise OSError(message)
