@@ -6,11 +6,12 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nannyd.core.exits import Result, describe, signal_name
+from nannyd.core.exits import Result, describe
 from nannyd.core.lifecycle import DeadlineReached, State
 from nannyd.core.memory import Verdict
 from nannyd.core.units import format_duration, format_size
 from nannyd.supervisor import notices
+from nannyd.supervisor.facts import signal_name
 from nannyd.supervisor.notices import say
 from nannyd.supervisor.poll import breakdown
 
@@ -120,7 +121,6 @@ def cluster_event(
 ) -> dict[str, object]:
     """Return what a Dask cluster is told of an exit, as a log event; *reading* is what was seen last."""
     status = exit_.status
-    signal = status.signal if status is not None else None
     return {
         "worker": life.address,
         "name": life.plan.name,
@@ -129,7 +129,7 @@ def cluster_event(
         "result": exit_.result,
         "who": exit_.who,
         "how": describe(exit_) + (f" ({exit_.detail})" if exit_.detail else ""),
-        "signal": None if signal is None else signal_name(signal) or str(signal),
+        "signal": signal_name(status.signal) if status is not None else None,
         "exit-status": status.code if status is not None else None,
         "memory": reading.working_set if reading is not None else None,
         "memory-peak": exit_.memory_peak,
