@@ -103,20 +103,33 @@ async def register(
     limit = parse_timedelta(dask.config.get("distributed.comm.timeouts.connect"), default="seconds")
     timeout = min(_PATIENCE, limit)
     arguments = security.get_connection_args("worker")  # here certificates are read
-    delay, told = 0.1, ""
+    delay, told = 0.1, None
     while True:
         try:
             return await _attempt(scheduler, {"timeout": timeout, **arguments}, nanny, dead, patience)
         except (OSError, asyncio.TimeoutError) as error:
             if isinstance(error, FatalCommClosedError):  # certificates; the next attempt would end so, too
                 raise
-            why = str(error.__cause__ or error)
-        if why != told:
+            why = _reason(error)
+        if told is None or why not in ("", told):
             logger.info("Waiting to connect to: %26s (%s)", scheduler, why or "it does not answer")
             told = why
         timeout = min(2 * timeout, limit)
         await asyncio.sleep(delay)  # some attempts fail at once, such as those to look up a name
         delay = min(2 * delay, 1.0)
+
+
+def _reason(error: BaseException) -> str:
+    """Return what ended an attempt to connect, in the same words each time; nothing if it was the time.
+
+    distributed's own words name its objects and ports, others in each attempt, and the last of the many
+    that one attempt consists of may find no time left whatever the others have met.
+    """
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, (asyncio.TimeoutError, asyncio.CancelledError)):
+        return ""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 async def _attempt(
