@@ -378,6 +378,7 @@ def test_nobody_is_told_of_an_end_after_the_answer(loop: asyncio.AbstractEventLo
     server.open(tmp_path / "control")
     with Line(tmp_path / "control") as line:
         line.send(written("Answer") + written("Wait"))
+        assert loop.run_until_complete(asyncio.to_thread(line.receive)) == {"parameters": {}}
     loop.run_forever()  # until the hang-up is told, to the second one
     server.close()
 
