@@ -18,7 +18,7 @@ from nannyd.core.units import format_duration, format_size
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-RED, GREEN, YELLOW, BLUE, BOLD, GREY = "31;1", "32;1", "33;1", "34;1", "1", "90"
+RED, GREEN, YELLOW, BOLD, GREY = "31;1", "32;1", "33;1", "1", "90"
 _WIDTH_WITHOUT_TERMINAL = 0
 _NARROW, _USUAL = 20, 80
 

@@ -142,7 +142,6 @@ async def _run(supervisor: Supervisor, reloader: Reloader, room: Room, runtime: 
     ending.leave(supervisor, os.environ)
     _remove_uploads(supervisor.local_directory, room.helpers)
     await room.helpers.wait(_REMOVAL_TIMEOUT)
-    control_socket(runtime).unlink(missing_ok=True)
     # The loop lets go of the signals when it closes: one that comes then must not be our end.
     signal.pthread_sigmask(signal.SIG_BLOCK, SUPERVISED)
     signal.set_wakeup_fd(-1)  # the loop closes what it hears of signals by before it lets go of them
