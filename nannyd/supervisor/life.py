@@ -29,6 +29,7 @@ from nannyd.core.lifecycle import (
 )
 from nannyd.core.plan import KillMode
 from nannyd.supervisor import leftover, scratch
+from nannyd.supervisor.logs import is_unread
 from nannyd.supervisor.mailbox import Mailbox
 from nannyd.supervisor.notices import FOREIGN_MESSAGE, WORKER_ERROR, say
 from nannyd.supervisor.outbox import Outbox
@@ -52,6 +53,9 @@ if TYPE_CHECKING:
 
 _CLOSE_SHARE = 0.95
 """Share of the time to the kill that a Python worker's close() gets."""
+_LAST_WORDS_TIMEOUT = 0.5
+_LAST_WORDS_PAUSE = 0.002
+"""Seconds in which the journal is to receive what the worker said last, and between two looks."""
 _LINE_MAX = 300
 """Characters of a worker's error or status that go into one line of ours."""
 
@@ -71,7 +75,7 @@ class Place:
     sampler: Sampler | None
     """Reads memory where the kernel does not count it for us."""
     output: Callable[[], int]
-    """Opens where the worker's output goes; the caller closes it."""
+    """Opens where the worker's output goes; the caller closes it, unless it is 1 or 2."""
     post: Callable[[Event], None]
     noted: Callable[[], None]
     """Is called when the worker has a new STATUS=."""
@@ -111,6 +115,9 @@ class Life:
         self._channel: socket.socket | None = None
         self._outbox: Outbox | None = None
         self._status: WaitStatus | None = None
+        self._output: int | None = None
+        """Our end of the worker's stream to the journal, while its main process is there."""
+        self._listening: asyncio.TimerHandle | None = None
 
     def begin(self, report: Callable[[Verdict, Reading, bool], None]) -> None:
         """Execute the worker.  Raises SpawnError with everything given back."""
@@ -149,6 +156,7 @@ class Life:
             self._channel.setblocking(False)
             self._outbox = Outbox(self._channel, place.loop)
         output = place.output()
+        self._output = output if output not in (1, 2) else None
         try:
             program = Program(
                 argv=self._argv(),
@@ -163,8 +171,6 @@ class Life:
             )
             self._child = spawn(program, self._leaf())
         finally:
-            if output not in (1, 2):
-                os.close(output)
             if inside is not None:
                 inside.close()
         self.pid = self._child.pid
@@ -313,10 +319,33 @@ class Life:
             self._child.signal(signal.SIGKILL)
 
     def _main_exited(self) -> None:
-        if self._child is None or (status := self._child.reap()) is None:
+        """Let the journal receive its last lines: of a process that is reaped it knows no unit."""
+        if self._child is not None:
+            self._place.loop.remove_reader(self._child.pidfd)
+            self._listen(self._place.loop.time() + _LAST_WORDS_TIMEOUT)
+
+    def _listen(self, deadline: float) -> None:
+        loop = self._place.loop
+        if self._output is not None and is_unread(self._output) and loop.time() < deadline:
+            self._listening = loop.call_later(_LAST_WORDS_PAUSE, self._listen, deadline)
+        else:
+            self._close_output()
+            self._reap()
+
+    def _close_output(self) -> None:
+        if self._listening is not None:
+            self._listening.cancel()
+        if self._output is not None:
+            os.close(self._output)
+        self._listening = self._output = None
+
+    def _reap(self) -> None:
+        if self._child is None:
+            return
+        if (status := self._child.reap()) is None:
+            self._place.loop.add_reader(self._child.pidfd, self._main_exited)
             return
         self._status = status
-        self._place.loop.remove_reader(self._child.pidfd)
         if self._mailbox is not None:
             self._mailbox.drain()  # the last words explain the exit
         if self.group is None or self.group.is_empty():
@@ -352,6 +381,7 @@ class Life:
 
     def close(self) -> None:
         """Give everything back but the scratch directory, whose removal takes its time."""
+        self._close_output()
         if self._child is not None:
             self._place.loop.remove_reader(self._child.pidfd)
             self._child.close()

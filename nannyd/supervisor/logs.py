@@ -36,6 +36,14 @@ def stderr_is_journal() -> bool:
     return (device, inode) == (str(status.st_dev), str(status.st_ino))
 
 
+def is_unread(descriptor: int) -> bool:
+    """Say whether some of what was sent over a socket has not been received; never so where it is none."""
+    try:
+        return any(fcntl.ioctl(descriptor, _SIOCOUTQ, bytes(4)))
+    except OSError:
+        return False
+
+
 def resolve(wanted: LogFormat) -> LogFormat:
     """Return the format that AUTO means here."""
     if wanted is not LogFormat.AUTO:
@@ -111,7 +119,7 @@ class JournalHandler(logging.Handler):
         ):
             last.connect(_JOURNAL)
             last.send(b"")  # goes to the end of the queue
-            while any(fcntl.ioctl(last, _SIOCOUTQ, bytes(4))) and time.monotonic() < deadline:
+            while is_unread(last.fileno()) and time.monotonic() < deadline:
                 time.sleep(0.001)
         super().close()
 

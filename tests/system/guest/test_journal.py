@@ -86,6 +86,28 @@ def test_lines_of_the_worker_are_its_own(nannyd: NannydFactory) -> None:
         assert (entry["_PID"] == str(instance.worker)) == (text != "child")
 
 
+def test_worker_is_there_until_journald_has_received_its_last_words(nannyd: NannydFactory) -> None:
+    worker = shell("echo last words; exit 3")
+    restart = 'delay = "0s"\njitter = 0\nstart-limit-burst = 10'
+    instance = nannyd(f"[worker]\ncommand = {worker}\n[restart]\n{restart}\n", start=False)
+    run_command("systemctl", "start", "--no-block", instance.name)
+    instance.wait_for("failed")
+    assert instance.journal.messages(instance.name, SYSLOG_IDENTIFIER="w") == ["last words"] * 10
+
+
+def test_worker_ends_though_journald_does_not_listen(nannyd: NannydFactory) -> None:
+    instance = nannyd(
+        f"[worker]\ncommand = {shell('trap exit TERM; while :; do echo on; sleep 0.01; done')}\n"
+    )
+    run_command("systemctl", "kill", "--signal=STOP", "systemd-journald")
+    try:
+        run_command("systemctl", "stop", instance.name)
+    finally:
+        run_command("systemctl", "kill", "--signal=CONT", "systemd-journald")
+    (ended,) = instance.events("worker-ended")
+    assert said(ended, "RESULT", "WHO") == ["success", "nannyd"]
+
+
 def test_nannyd_is_there_until_journald_has_received_its_last_words(nannyd: NannydFactory) -> None:
     """It asks /proc whose a record is: of a process that is gone it knows no unit."""
     instance = nannyd("[worker]\ncommand = ['/no/such']\n[restart]\nmode = 'no'\n", "Restart=no", start=False)
