@@ -20,22 +20,29 @@ _nannyctl_instances() {
 }
 
 _nannyctl() {
-    local current=${COMP_WORDS[COMP_CWORD]} previous='' verb='' word offered=''
+    # As the shell has the words: readline breaks them also at = : and @.
+    local line=${COMP_LINE:0:COMP_POINT} current previous='' verb='' word offered=''
+    local -a words
+    read -ra words <<< "$line"
+    [[ $line == *[[:space:]] ]] && words+=('')
     local verbs='list status why metrics start stop restart kill drain reload top logs exec call plugin-add plugin-remove monitor plan explain log-level'
     local levels='emerg alert crit err warning notice info debug'
     local options='--all --json --system --user'
     COMPREPLY=()
-    ((COMP_CWORD > 0)) && previous=${COMP_WORDS[COMP_CWORD - 1]}
-    # "=" breaks words: --priority = err
-    if [[ $current == = ]]; then
-        current=
-    elif [[ $previous == = ]] && ((COMP_CWORD > 1)); then
-        previous=${COMP_WORDS[COMP_CWORD - 2]}
+    current=${words[-1]#[\"\']}
+    previous=${words[-2]}
+    if [[ $current == --*=* ]]; then
+        previous=${current%%=*}
+        current=${current#*=}
     fi
-    for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
-        if [[ " $verbs " == *" $word "* ]]; then
+    for word in "${words[@]:1:${#words[@]}-2}"; do
+        if [[ -z $verb && " $verbs " == *" $word "* ]]; then
             verb=$word
-            break
+        elif [[ $verb == exec && $word == -- ]]; then
+            # What follows is a command.
+            compopt -o default
+            [[ $previous == -- ]] && mapfile -t COMPREPLY < <(compgen -c -- "$current" | sort -u)
+            return
         fi
     done
     case $previous in
@@ -68,4 +75,6 @@ _nannyctl() {
             ;;
     esac
     mapfile -t COMPREPLY < <(compgen -W "$offered" -- "$current" | sort -u)
+    # Of the current word, readline replaces $2 only.
+    COMPREPLY=("${COMPREPLY[@]#"${current%"$2"}"}")
 } && complete -F _nannyctl nannyctl

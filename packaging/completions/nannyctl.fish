@@ -21,6 +21,17 @@ function __nannyctl_wants_level
     __fish_seen_subcommand_from log-level; and test (count (commandline -opc)) -gt 2
 end
 
+# The command that exec is to run.
+function __nannyctl_runs
+    __fish_seen_subcommand_from exec; and contains -- -- (commandline -opc)
+end
+
+function __nannyctl_command
+    set -l words (commandline -opc) (commandline -ct)
+    set -l end (contains -i -- -- $words)
+    complete -C (string join ' ' -- $words[(math $end + 1)..-1])
+end
+
 set -l verbs list status why metrics start stop restart kill drain reload top logs exec call plugin-add plugin-remove monitor plan explain log-level
 set -l levels 'emerg alert crit err warning notice info debug'
 set -l no_verb "not __fish_seen_subcommand_from $verbs"
@@ -46,8 +57,9 @@ complete -c nannyctl -n $no_verb -a monitor -d 'what happens, as it happens'
 complete -c nannyctl -n $no_verb -a plan -d 'the settings in force'
 complete -c nannyctl -n $no_verb -a explain -d 'every setting and variable with its origin'
 complete -c nannyctl -n $no_verb -a log-level -d 'show or set how much nannyd itself logs'
-complete -c nannyctl -n "__fish_seen_subcommand_from $verbs; and not __nannyctl_wants_level" -a '(__nannyctl_instances)'
+complete -c nannyctl -n "__fish_seen_subcommand_from $verbs; and not __nannyctl_wants_level; and not __nannyctl_runs" -a '(__nannyctl_instances)'
 complete -c nannyctl -n __nannyctl_wants_level -a $levels
+complete -c nannyctl -n __nannyctl_runs -a '(__nannyctl_command)'
 
 complete -c nannyctl -s a -l all -d 'every instance'
 complete -c nannyctl -l json -d 'JSON instead of text'

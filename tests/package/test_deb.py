@@ -172,6 +172,7 @@ def test_manual_pages_are_shown_without_a_warning(here: Build) -> None:
 def test_fish_completes(here: Build) -> None:
     lines = ["nannyd ru", "nannyd run ", "nannyd run worker1 --memory.mode=", "nannyd run worker1 --nanny.un"]
     lines += ["nannyctl stat", "nannyctl why wor", "nannyctl logs -p warn", "nannyctl log-level worker1 not"]
+    lines += ["nannyctl exec worker1 -- mkfif"]
     completions = "; ".join(f'complete -C "{line}"' for line in lines)
     said = here.in_chroot(f"{INSTALL}\ntouch /etc/nannyd/worker1.toml\nfish -c '{completions}'")
     assert "run\tsupervise one instance" in said
@@ -182,33 +183,56 @@ def test_fish_completes(here: Build) -> None:
     assert said.count("worker1\n") == 2
     assert "warning" in said
     assert "notice" in said
+    assert "mkfifo" in said
 
 
 # A terminal in which somebody types TAB.
-ZSH = r"""
+TERMINAL = r"""
 zmodload zsh/zpty
-zpty -b shell zsh -f -i
+zpty -be shell $1
 expect() {
     text=
     repeat 100 { zpty -r -t shell more && text+=$more; [[ ${text//$'\a'} == *$1* ]] && return; sleep 0.05 }
     print -r -- "no $1 in $text"
 }
-zpty -w shell 'PS1=; autoload -U compinit; compinit -u; stty cols 200; print begin""ning'
+zpty -w shell $2
 expect beginning
-for typed wanted in 'nannyd exp' explain 'nannyd run wor' worker1 \
+for typed wanted in 'nannyd exp' explain 'nannyd run wor' worker \
     'nannyd run worker1 --memory.mo' --memory.mode= 'nannyd run worker1 --memory.mode=p' '=poll' \
-    'nannyd run worker1 -- mkfif' mkfifo \
-    'nannyctl stat' status 'nannyctl status wor' worker1 'nannyctl logs --prio' --priority= \
-    'nannyctl logs worker1 -p warn' warning 'nannyctl log-level worker1 noti' notice; do
+    'nannyd plan worker:' worker:2 'nannyd plan worker@' worker@3 \
+    'nannyctl stat' status 'nannyctl status wor' worker 'nannyctl logs --prio' --priority \
+    'nannyctl logs worker1 -p warn' warning 'nannyctl log-level worker1 noti' notice \
+    'nannyctl logs --priority=warn' warning 'nannyctl log-level worker@3 noti' notice \
+    'nannyctl status worker:' worker:2 'nannyctl status worker@' worker@3 \
+    'nannyctl exec worker1 -- mkfif' mkfifo $@[3,-1]; do
     zpty -w -n shell $'\x15'"$typed"$'\t'
     expect $wanted
 done
 """
+INSTANCES = "touch /etc/nannyd/worker1.toml /etc/nannyd/worker:2.toml /etc/nannyd/worker@3.toml"
 
 
-def test_zsh_completes(here: Build) -> None:
-    script = f"{INSTALL}\ntouch /etc/nannyd/worker1.toml\ncat > /tmp/zsh << 'END'{ZSH}END\n"
-    assert here.in_chroot(f"{script}timeout 60 zsh -f /tmp/zsh") == ""
+@pytest.mark.parametrize(
+    ("shell", "prepare", "more"),
+    [
+        (
+            "zsh -f -i",
+            'autoload -U compinit; compinit -u; print begin""ning',
+            "'nannyd run worker1 -- mkfif' mkfifo",
+        ),
+        ("bash --norc -i", '. /tmp/nannyd; . /tmp/nannyctl; echo begin""ning', ""),
+    ],
+    ids=["zsh", "bash"],
+)
+def test_shell_completes(here: Build, shell: str, prepare: str, more: str) -> None:
+    script = f"""
+{INSTALL}
+{INSTANCES}
+cp /usr/share/bash-completion/completions/nanny* /tmp
+cat > /tmp/zsh << 'END'{TERMINAL}END
+timeout 60 zsh -f /tmp/zsh '{shell}' 'PS1=; stty cols 200; {prepare}' {more}
+"""
+    assert here.in_chroot(script) == ""
 
 
 # Installing

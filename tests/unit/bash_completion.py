@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def completer(script: Path, home: Path) -> Callable[..., list[str]]:
-    """Return a function that completes a command line, `complete("nannyd", "ru")`.
+    """Return a function that completes a command line, `complete("nannyd", "ru")`; in whole words.
 
     *home* has the configuration of worker1 and web.
     """
@@ -20,7 +20,9 @@ def completer(script: Path, home: Path) -> Callable[..., list[str]]:
         (home / f"nannyd/{name}.toml").touch()
 
     def complete(*words: str) -> list[str]:
-        program = f'compopt() {{ :; }}; . "{script}"; COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)); _{words[0]}; '
+        last = words[-1].rpartition("=")[2]
+        program = f'compopt() {{ :; }}; . "{script}"; COMP_LINE=$* COMP_POINT=${{#COMP_LINE}}; '
+        program += f'_{words[0]} {words[0]} "{last}" ""; '
         program += 'printf "%s\\n" "${COMPREPLY[@]}"'
         result = subprocess.run(
             ["bash", "-c", program, "bash", *words],

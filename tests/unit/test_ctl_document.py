@@ -123,8 +123,8 @@ def test_bash_completes_the_options_of_each_verb_and_no_others(bash: Any, verb: 
 
 def test_bash_completes_levels(bash: Any) -> None:
     assert bash("nannyctl", "logs", "-p", "e") == ["emerg", "err"]
-    assert bash("nannyctl", "logs", "--priority", "=", "warn") == ["warning"]
-    assert bash("nannyctl", "logs", "--priority", "=") == sorted(LEVELS)
+    assert bash("nannyctl", "logs", "--priority=warn") == ["warning"]
+    assert bash("nannyctl", "logs", "--priority=") == sorted(LEVELS)
     assert bash("nannyctl", "log-level", "we") == ["web"]
     assert bash("nannyctl", "log-level", "web", "d") == ["debug"]
     assert bash("nannyctl", "restart", "--reason", "w") == []

@@ -167,8 +167,8 @@ def test_bash_completes_every_setting(bash: Any) -> None:
 
 
 def test_bash_completes_the_words_of_a_choice(bash: Any) -> None:
-    assert bash("nannyd", "run", "web", "--memory.mode", "=") == ["auto", "cgroup", "poll"]
-    assert bash("nannyd", "run", "web", "--memory.mode", "=", "po") == ["poll"]
+    assert bash("nannyd", "run", "web", "--memory.mode=") == ["auto", "cgroup", "poll"]
+    assert bash("nannyd", "run", "web", "--memory.mode=po") == ["poll"]
     assert bash("nannyd", "run", "web", "--log-level", "w") == ["warning"]
 
 
