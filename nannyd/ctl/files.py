@@ -13,12 +13,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 
+def configuration(scope: Scope, environ: Mapping[str, str]) -> Path:
+    """Return the directory of the configuration files."""
+    if scope is Scope.SYSTEM:
+        return Path("/etc/nannyd")
+    return _home(environ, "XDG_CONFIG_HOME", ".config") / "nannyd"
+
+
 def configured(scope: Scope, environ: Mapping[str, str]) -> list[str]:
     """Return the names of the configuration files."""
-    directory = Path("/etc/nannyd")
-    if scope is Scope.USER:
-        directory = _home(environ, "XDG_CONFIG_HOME", ".config") / "nannyd"
-    return names_of(path.name for path in _listed(directory))
+    return names_of(path.name for path in _listed(configuration(scope, environ)))
+
+
+def config_dir(name: str, scope: Scope, environ: Mapping[str, str]) -> list[str]:
+    """Return the option by which nannyd in the foreground finds what the user has configured."""
+    if scope is Scope.USER and name in configured(scope, environ):
+        return [f"--config-dir={configuration(scope, environ)}"]
+    return []
 
 
 def names_of(files: Iterable[str]) -> list[str]:

@@ -44,12 +44,16 @@ def list_(command: Command) -> int:
     # A list is to be there at once; whoever names some, or a time, means to wait.
     quiet = None if command.names or command.timeout is not None else _QUIET
     silent: list[Owner] = []
-    known, problems = command.filtered(command.find(patience=command.timeout, quiet=quiet, silent=silent))
+    found = command.find(patience=command.timeout, quiet=quiet, silent=silent)
+    known, problems = command.filtered(found)
+    hidden = 0 if command.names else len(found) - len(known)
     if command.json:
         sys.stdout.write(render.dump_json([describe(one) for one in known]))
     else:
         sys.stdout.write(
-            listing(known, command.style, command.now, full=command.full, bare=command.no_legend)
+            listing(
+                known, command.style, command.now, full=command.full, bare=command.no_legend, hidden=hidden
+            )
         )
     for owner in silent:
         complain(f"the service manager of {owner.name} does not answer: what does not run there is not known")
@@ -91,8 +95,13 @@ def describe(instance: Instance) -> dict[str, Any]:
 # For people
 
 
-def listing(instances: Sequence[Instance], style: Style, now: float, *, full: bool, bare: bool) -> str:
-    """Return the table with its header and footer; *bare*: without them."""
+def listing(
+    instances: Sequence[Instance], style: Style, now: float, *, full: bool, bare: bool, hidden: int = 0
+) -> str:
+    """Return the table with its header and footer; *bare*: without them.
+
+    *hidden*: how many there are that are configured and never ran.
+    """
     rows = [row(instance, style, now) for instance in instances]
     head = [tuple(Cell(text, render.BOLD) for text in _HEADER)] if not bare and rows else []
     width = 0 if full or not style.width else style.width - GAP
@@ -104,7 +113,10 @@ def listing(instances: Sequence[Instance], style: Style, now: float, *, full: bo
     if bare:
         return text
     count = len(instances)
-    return f"{text}\n" * bool(rows) + f"{count} instance{'' if count == 1 else 's'} listed.\n"
+    footer = f"{count} instance{'' if count == 1 else 's'} listed."
+    if hidden:
+        footer += f" Pass --all to see {hidden} more that never ran."
+    return f"{text}\n" * bool(rows) + f"{footer}\n"
 
 
 def dot(instance: Instance, style: Style) -> Cell:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, NoReturn
 
 from nannyd.core.errors import ExitCode
 from nannyd.core.paths import interpreter
-from nannyd.ctl import replies
+from nannyd.ctl import files, replies
 from nannyd.ctl.client import NANNY, FailureError, call
 from nannyd.ctl.command import FAILED, complain
 from nannyd.ctl.render import clean, dump_json
 
 if TYPE_CHECKING:
     from nannyd.ctl.command import Command
+    from nannyd.ctl.instances import Instance
 
 _PATIENCE = 5.0
 
@@ -48,8 +49,10 @@ def _show(command: Command, method: str, key: str) -> int:
                 f"{instance.name}: it does not run; what would be in force, {instance.owner.name} can ask"
             )
             return FAILED
-        return _become_nannyd(command, instance.bare)
+        return _become_nannyd(command, instance)
     try:
+        if instance.failure is not None and not instance.is_well:
+            raise instance.failure
         reply = call(address, f"{NANNY}.{method}", patience=_PATIENCE)
         answer = replies.Table(reply)
         if command.json:
@@ -63,9 +66,12 @@ def _show(command: Command, method: str, key: str) -> int:
     return ExitCode.CLEAN
 
 
-def _become_nannyd(command: Command, name: str) -> NoReturn:
+def _become_nannyd(command: Command, instance: Instance) -> NoReturn:
     """Let the launcher say what would be in force."""
     options = ["--json"] if command.json else []
+    if not instance.manager.runs(command.environ.get("XDG_RUNTIME_DIR")):
+        # Where there is a service manager, the launcher learns it from the unit.
+        options += files.config_dir(instance.bare, instance.scope, command.environ)
     sys.stdout.flush()
-    call = [*interpreter(os.environ), "-m", "nannyd", command.verb, name, *options]
+    call = [*interpreter(os.environ), "-m", "nannyd", command.verb, instance.bare, *options]
     os.execv(call[0], call)  # noqa: S606

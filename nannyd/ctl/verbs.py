@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from nannyd.core.errors import ExitCode
 from nannyd.core.units import format_duration
-from nannyd.ctl import replies, units
+from nannyd.ctl import files, replies, units
 from nannyd.ctl.client import (
     NANNY,
     SERVICE,
@@ -306,6 +306,8 @@ def _run_jobs(command: Command, verb: str, deeds: Sequence[Deed]) -> None:
     for deed in deeds:
         instance = deed.instance
         right = f"write nannyd run {instance.bare}"
+        if instance.owner is None:
+            right = " ".join([right, *files.config_dir(instance.bare, instance.scope, command.environ)])
         if not instance.manager.runs(command.environ.get("XDG_RUNTIME_DIR")):
             who = "" if instance.owner is None else f" of {instance.owner.name}"
             deed.fail(f"it does not run, and no systemd{who} is here to {verb} it; {right}")

@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import signal
+import socket
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,13 +39,20 @@ def test_what_is_configured_is_known_without_a_service_manager(nannyd: Host) -> 
     configuration.mkdir(parents=True)
     (configuration / "a1.toml").write_text("[worker]\ncommand = ['sleep', '1000']\n")
     config = {"XDG_CONFIG_HOME": str(configuration.parent)}
-    assert nannyctl(nannyd, "list", **config).stdout == "0 instances listed.\n"
+    told = "0 instances listed. Pass --all to see 1 more that never ran.\n"
+    assert nannyctl(nannyd, "list", **config).stdout == told
+    assert nannyctl(nannyd, "list", "a*", **config).stdout == "0 instances listed.\n"
+    assert nannyctl(nannyd, "list", "--all", **config).stdout.endswith("\n1 instance listed.\n")
     (one,) = json.loads(nannyctl(nannyd, "list", "--all", "--json", **config).stdout)
     assert (one["name"], one["state"], one["reason"]) == ("a1", "inactive", "never started")
     assert nannyctl(nannyd, "status", "a1", **config).returncode == 3
     done = nannyctl(nannyd, "start", "a1", **config)
-    said = "a1: it does not run, and no systemd is here to start it; write nannyd run a1\n"
+    right = f"nannyd run a1 --config-dir={configuration}"
+    said = f"a1: it does not run, and no systemd is here to start it; write {right}\n"
     assert (done.returncode, done.stderr) == (1, said)
+    for verb in ("plan", "explain"):
+        done = nannyctl(nannyd, verb, "a1", **config)
+        assert (done.returncode, "1000" in done.stdout) == (0, True), done.stderr
 
 
 # --- list ---------------------------------------------------------------------------------------------
@@ -94,6 +102,22 @@ def test_one_that_hangs_is_shown_as_such_and_not_waited_for(nannyd: Host) -> Non
         assert "not answering" in status.stdout
     finally:
         hung.signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize("verb", ["plan", "explain"])
+def test_one_that_hangs_is_not_asked_again(nannyd: Host, verb: str) -> None:
+    path = nannyd.home.base / "nannyd" / "a1" / "control"
+    path.parent.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as hung:
+        hung.bind(str(path))
+        hung.listen()
+        done = nannyctl(nannyd, verb, "a1")
+        assert (done.returncode, done.stderr) == (1, "a1: not answering\n")
+        hung.setblocking(False)
+        hung.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            hung.accept()
+    path.unlink()
 
 
 def test_one_to_which_too_many_are_connected_is_not_taken_for_gone(nannyd: Host) -> None:
