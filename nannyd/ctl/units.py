@@ -316,6 +316,7 @@ def _failure(unit: Unit) -> str:
         words = exit_words(unit.exec_status)
         # The last sentence of nannyd, which knows how the worker ended.
         _, failed, why = unit.status_text.partition("failed: ")
+        why = why.removeprefix(f"{words.removeprefix('the ')}: ")
         return f"{words}: {why}" if failed else words
     if unit.result in ("signal", "core-dump"):
         return f"nannyd was killed by {signal_name(unit.exec_status) or f'signal {unit.exec_status}'}"

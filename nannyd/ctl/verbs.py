@@ -365,4 +365,6 @@ def _judge(deed: Deed, verb: str, unit: Unit | None) -> None:
         # A unit that could be started and was not even tried has no reason to tell.
         tried = unit is not None and (unit.load_state, unit.active_state) != ("loaded", "inactive")
         why = units.reason(unit) if unit is not None and tried else ""
+        if why == units.exit_words(ExitCode.CONFIG) and deed.instance.owner is None:
+            why += f"; nannyd check {deed.instance.bare} says where"
         deed.fail(f"systemd did not {verb} it" + (f": {why}" if why else ""))

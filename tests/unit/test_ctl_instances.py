@@ -106,6 +106,15 @@ def test_any_text_has_some_units(text: str) -> None:
     ("values", "words"),
     [
         ({"active_state": "failed", "result": "exit-code", "exec_status": 78}, "the configuration is wrong"),
+        (
+            {
+                "active_state": "failed",
+                "result": "exit-code",
+                "exec_status": 71,
+                "status_text": "failed: worker could not be started: cannot execute 'x'",
+            },
+            "the worker could not be started: cannot execute 'x'",
+        ),
         ({"active_state": "failed", "result": "signal", "exec_status": 9}, "nannyd was killed by SIGKILL"),
         ({"active_state": "failed", "result": "watchdog"}, "nannyd hung, and systemd ended it"),
         ({"active_state": "failed", "result": "new-word"}, "new-word"),

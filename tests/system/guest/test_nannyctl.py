@@ -237,7 +237,9 @@ def test_failed_ones_are_listed_with_their_reason_and_can_be_started_again(nanny
 
     failed = nannyctl("start", "broken")
     assert failed.returncode == 1
-    assert failed.stderr.endswith("broken: systemd did not start it: the configuration is wrong\n")
+    assert failed.stderr.endswith(
+        "broken: systemd did not start it: the configuration is wrong; nannyd check broken says where\n"
+    )
     broken.configure(SLEEP)
     assert done("restart", "broken") == ""
     assert broken.show("ActiveState") == "active"
