@@ -15,7 +15,10 @@ from system import chroot, debian
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can build the chroot")
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root can build the chroot"),
+    pytest.mark.timeout(600),  # the first test builds, on a new machine the chroot as well
+]
 
 # Everything in which two builders may differ.  The first one runs the unit tests too.
 HERE = {"TMPDIR": "/tmp", "TZ": "UTC"}
