@@ -16,6 +16,7 @@ class When(enum.StrEnum):
 
     NOW = "now"
     NEXT_WORKER = "from the next worker on"
+    NEXT_AGENT = "from the next agent on"
     RESTART = "after a restart of nannyd"
 
 
@@ -28,6 +29,7 @@ _NOW = {
     "log_level",
 }
 _RESTART = {
+    "dask.port",
     "memory.mode",
     "log_format",
     "name",
@@ -36,6 +38,21 @@ _RESTART = {
     "nanny.plugins",
     "nanny.preload_failure",
 }
+_OF_THE_NANNY = " of the nanny"
+"""In the name of a setting that both have, worker and nanny: the nanny's socket is made once."""
+_WORKER_SETTINGS = {
+    "port": "dask.worker_port",
+    "preload": "worker.preload",
+    "preload_argv": "worker.preload_argv",
+    **{
+        name: f"dask.{name}"
+        for name in (
+            "contact_address", "dashboard", "dashboard_address", "host", "interface", "name", "nthreads",
+            "protocol", "resources", "silence_logs", "validate",
+        )
+    },
+}  # fmt: skip
+"""Arguments of a Dask worker, but those in the table of the same name."""
 _SILENT = {"arguments", "secrets", "memory.thresholds", "memory.where", "nanny.python"}
 
 
@@ -61,8 +78,10 @@ def in_words(found: dict[str, When]) -> str:
 
 
 def _when(key: str) -> When:
-    if key in _RESTART:
+    if key in _RESTART or key.endswith(_OF_THE_NANNY):
         return When.RESTART
+    if key == "dask.blocked_handlers":
+        return When.NEXT_AGENT
     at_once = key in _NOW or key.startswith(("restart.", "memory.", "agent.", "dask.on-"))
     return When.NOW if at_once else When.NEXT_WORKER
 
@@ -83,13 +102,31 @@ def _flat(plan: Plan) -> dict[str, Any]:
                 flat[f"{section}.{part.name}"] = getattr(value, part.name)
         else:
             flat[field.name] = value
+    if plan.dask is not None and plan.worker.python is not None:
+        del flat["worker.python"]
+        flat.update(_worker_settings(**plan.worker.python.kwargs))
     return {**flat, **_memory_settings(plan.memory.thresholds)}
 
 
 def _dask_settings(dask: DaskPlan) -> dict[str, Any]:
     follows = {f"dask.on-{cause}": then for cause, then in dask.after.items()}
-    server = {f"dask.{key}": value for key, value in dask.server.items()}
-    return {"dask.drain_timeout": dask.drain_timeout, **follows, **server}
+    blocked = {"dask.blocked_handlers": dask.server["blocked_handlers"]}
+    return {"dask.drain_timeout": dask.drain_timeout, **follows, **blocked}
+
+
+def _worker_settings(
+    *, options: dict[str, Any], security: dict[str, Any], nanny: dict[str, Any], **others: Any
+) -> dict[str, Any]:
+    """Return the keyword arguments of a Dask worker by the names of the settings that they are made of."""
+    options = {_WORKER_SETTINGS.get(key, f"dask.worker.{key}"): value for key, value in options.items()}
+    nanny = {f"dask.{key}{_OF_THE_NANNY}": value for key, value in nanny.items()}
+    nanny["dask.port"] = nanny.pop(f"dask.port{_OF_THE_NANNY}")
+    return {
+        **options,
+        **nanny,
+        "dask.tls": security,
+        **{f"dask.{key}": value for key, value in others.items()},
+    }
 
 
 def _memory_settings(thresholds: Thresholds) -> dict[str, Any]:

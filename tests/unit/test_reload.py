@@ -177,17 +177,48 @@ def test_what_is_no_plan_is_refused(text: str) -> None:
         from_json(text)
 
 
-DASK = DaskPlan({Cause.RETIRE: Then.END, Cause.LIFETIME: Then.RESTART}, 30.0, {"name": "w", "nthreads": 2})
+DASK = DaskPlan({Cause.RETIRE: Then.END, Cause.LIFETIME: Then.RESTART}, 30.0, {"blocked_handlers": []})
+KWARGS: dict[str, Any] = {
+    "scheduler": "tcp://10.0.0.1:8786",
+    "options": {"name": "w", "nthreads": 2, "port": None, "lifetime": None},
+    "config": {},
+    "security": {},
+    "nanny": {"host": None, "port": None},
+}
+
+
+def in_cluster(dask: DaskPlan = DASK, **others: Any) -> Plan:
+    """Return a Dask worker's plan with *others* of its keyword arguments."""
+    python = PythonWorker("d:W", [], KWARGS | others, [], [])
+    return replace(PLAN, dask=dask, worker=replace(PLAN.worker, python=python))
 
 
 def test_what_follows_in_a_cluster_is_judged_by_the_plan_in_force() -> None:
-    new = DaskPlan(
-        {Cause.RETIRE: Then.RESTART, Cause.LIFETIME: Then.RESTART}, 5.0, {"name": "w", "nthreads": 4}
-    )
-    assert changes(replace(PLAN, dask=DASK), replace(PLAN, dask=new)) == {
+    after = {Cause.RETIRE: Then.RESTART, Cause.LIFETIME: Then.RESTART}
+    new = in_cluster(DaskPlan(after, 5.0, {"blocked_handlers": ["run"]}))
+    assert changes(in_cluster(), new) == {
+        "dask.blocked-handlers": When.NEXT_AGENT,
         "dask.drain-timeout": When.NOW,
-        "dask.nthreads": When.NEXT_WORKER,
         "dask.on-retire": When.NOW,
+    }
+
+
+def test_arguments_of_a_dask_worker_are_told_as_the_settings_that_they_are() -> None:
+    options = {"name": "w", "nthreads": 4, "port": 9000, "lifetime": "1 day", "host": "lo"}
+    new = in_cluster(
+        options=options, config={"a.b": 1}, security={"tls_ca_file": "/x"}, scheduler="tcp://b:1"
+    )
+    names = ("config", "host", "nthreads", "scheduler", "tls", "worker-port", "worker.lifetime")
+    assert changes(in_cluster(), new) == {f"dask.{name}": When.NEXT_WORKER for name in names}
+
+
+def test_where_the_nanny_listens_changes_with_nannyd() -> None:
+    options = {**KWARGS["options"], "host": "lo"}
+    new = in_cluster(options=options, nanny={"host": "lo", "port": 8788})
+    assert changes(in_cluster(), new) == {
+        "dask.host": When.NEXT_WORKER,
+        "dask.host of the nanny": When.RESTART,
+        "dask.port": When.RESTART,
     }
 
 
