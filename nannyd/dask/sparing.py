@@ -7,6 +7,7 @@ way by others, which use them later, if at all.  So nobody sees a difference.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -27,8 +28,8 @@ _WIDGETS = "dask.widgets"
 """Needs Jinja.  Others want a single function of it when they are imported."""
 _FUNCTION = "get_template"
 _DEAR = ("click", _WIDGETS, "logging.config", "urllib.request", "xml.etree.ElementTree")
-_PATIENCE = 0.2
-"""Seconds until who holds the lock of one module no longer waits for who may want it."""
+_PATIENCE = 0.05
+"""Seconds after which who waits looks whether somebody waits for him, too."""
 
 
 def spare(*modules: str) -> Callable[[], None]:
@@ -80,7 +81,7 @@ class _Finder:
             return self._put_off(name, path)
         for module in self.unrun:
             if module.is_before(name):
-                return module.run_before(name)
+                return module.spec_after(name, path)
         return None
 
     def _put_off(self, name: str, path: Sequence[str] | None) -> ModuleSpec | None:
@@ -103,8 +104,8 @@ class _Unrun:
     def __init__(self, module: ModuleType, run: Callable[[ModuleType], None]) -> None:
         self._module, self._run = module, run
         self._lock = threading.RLock()
-        self._is_running = False
-        """In the thread that has the lock."""
+        self._runner = 0
+        """The thread that runs it now, and has the lock."""
         self._has_run = False
         self._names["__getattr__"] = self.get
 
@@ -113,18 +114,50 @@ class _Unrun:
         return self._module.__dict__
 
     def run(self) -> None:
-        """Run it, if nobody has."""
-        with self._lock:
-            if self._is_running or self._has_run:
+        """Run it, if nobody has.
+
+        Where it is half run, and goes on when this thread has imported something, it stays so.
+        """
+        if not self._enter():
+            return
+        try:
+            if self._runner or self._has_run:
                 return
-            self._is_running = True
+            self._runner = threading.get_ident()
             try:
                 self._run(self._module)
             finally:
-                self._is_running = False
+                self._runner = 0
             self._has_run = True
             if self._names["__getattr__"] == self.get:  # and not what the module has for itself
                 del self._names["__getattr__"]
+        finally:
+            self._lock.release()
+
+    def _run_aside(self) -> None:
+        """Run it in another thread: this one has the lock of a module that may be wanted there."""
+        thread = threading.Thread(target=self._try_to_run, name="imports distributed", daemon=True)
+        while not (self._has_run or _waits_for_us(self._runner)):
+            if thread.ident is None:
+                thread.start()
+            elif not thread.is_alive():
+                self.run()  # raises what went wrong there
+                return
+            thread.join(_PATIENCE)
+
+    def _try_to_run(self) -> None:
+        with contextlib.suppress(Exception):
+            self.run()
+
+    def _enter(self) -> bool:
+        """Take the lock, or say that who has it waits for a module that this thread imports.
+
+        Python itself knows of no other locks than those of modules, and would let both wait for ever.
+        """
+        while not self._lock.acquire(timeout=_PATIENCE):
+            if _waits_for_us(self._runner):
+                return False
+        return True
 
     def get(self, name: str) -> Any:
         """Return what is asked of the module and not there yet."""
@@ -140,16 +173,49 @@ class _Unrun:
         """Say whether it has to be run before the module *name* is imported, if it is not now."""
         return not self._has_run and name.startswith(f"{self._module.__name__}.")
 
-    def run_before(self, name: str) -> ModuleSpec | None:
-        """Run it; return how *name* is found if it was imported by that."""
-        if not self._lock.acquire(timeout=_PATIENCE):
+    def spec_after(self, name: str, path: Sequence[str] | None) -> ModuleSpec | None:
+        """Return how *name* is imported: when this has been run, which may have imported that, too.
+
+        That is not done here, where whoever looks for a module has the lock of all imports.
+        """
+        spec = None if self._runner == threading.get_ident() else PathFinder.find_spec(name, path)
+        if spec is None or spec.loader is None:
             return None
-        try:
-            self.run()
-            module = sys.modules.get(name)
-        finally:
-            self._lock.release()
-        return None if self._is_running or module is None else _spec_of(module)
+        loader, create, execute = spec.loader, spec.loader.create_module, spec.loader.exec_module
+        imported: ModuleType | None = None
+        its_own: ModuleSpec | None = None
+
+        def create_module(spec: ModuleSpec) -> ModuleType | None:
+            nonlocal imported, its_own
+            self._run_aside()
+            imported = sys.modules.get(name)
+            its_own = None if imported is None else imported.__spec__
+            return imported or create(spec)
+
+        def exec_module(module: ModuleType) -> None:
+            del loader.create_module, loader.exec_module
+            if imported is None:
+                execute(module)
+            else:
+                module.__spec__ = its_own
+
+        loader.create_module = create_module  # type: ignore[method-assign]
+        loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def _waits_for_us(thread: int) -> bool:
+    """Say whether *thread* waits for the lock of a module that this thread has, or for who waits for it."""
+    frames, waiting = sys._current_frames(), set()  # noqa: SLF001 (documented)
+    while thread not in waiting:
+        waiting.add(thread)
+        frame = frames.get(thread)
+        if frame is None or frame.f_code.co_name != "acquire" or "importlib" not in frame.f_code.co_filename:
+            return False
+        thread = getattr(frame.f_locals["self"], "owner", None) or 0
+        if thread == threading.get_ident():
+            return True
+    return False
 
 
 class _Package(_Unrun):
@@ -183,23 +249,3 @@ class _Widgets(_Unrun):
             names = getattr(module, "__dict__", {})
             if module is not self._module and names.get(_FUNCTION) is self._instead:
                 names[_FUNCTION] = self._names[_FUNCTION]
-
-
-class _Imported:
-    """The loader of a module that was imported while it was looked for."""
-
-    def __init__(self, module: ModuleType) -> None:
-        self._module, self._spec = module, module.__spec__
-
-    def create_module(self, _spec: ModuleSpec) -> ModuleType:
-        return self._module
-
-    def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self._spec
-
-
-def _spec_of(module: ModuleType) -> ModuleSpec:
-    spec = ModuleSpec(module.__name__, _Imported(module))  # type: ignore[arg-type]
-    if module.__spec__ is not None:
-        spec.submodule_search_locations = module.__spec__.submodule_search_locations
-    return spec

@@ -7,15 +7,19 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from harness import WORKERS
+from harness import PATIENCE, WORKERS
 
 if TYPE_CHECKING:
     from .lab import Zygote
 
 
-@pytest.mark.parametrize(
-    "action", ["nothing", "star", "modules", "modules, reversed", "a module of another", "threads"]
-)
+ACTIONS = [
+    *("nothing", "star", "modules", "modules, reversed", "a module of another", "threads"),
+    "threads that need each other",
+]
+
+
+@pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize("who", ["worker", "agent"])
 def test_distributed_is_whole_for_whoever_looks(zygote: Zygote, parts: str, who: str, action: str) -> None:
     done = subprocess.run(
@@ -23,6 +27,7 @@ def test_distributed_is_whole_for_whoever_looks(zygote: Zygote, parts: str, who:
         env={"PYTHONPATH": parts},
         capture_output=True,
         text=True,
+        timeout=4 * PATIENCE,
     )
     assert done.stderr == ""
     found = json.loads(done.stdout)

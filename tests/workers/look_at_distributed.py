@@ -1,6 +1,7 @@
 """Import distributed as a Dask worker or the agent does; do what the argument says; tell what is there."""
 
 import importlib
+import importlib.machinery
 import json
 import sys
 import threading
@@ -67,6 +68,39 @@ def act(what: str) -> None:
             thread.start()
         for thread in threads:
             thread.join()
+    elif what == "threads that need each other":
+        need_each_other()
+
+
+def need_each_other() -> None:
+    """Import a module in one thread while another one runs the package, which imports it."""
+    importing = threading.Thread(target=importlib.import_module, args=["distributed.client"])
+    running = threading.Thread(target=getattr, args=(distributed, "Client"))
+    imports = threading.Event()
+
+    class Gate:
+        def find_spec(self, name: str, path: Any, _target: object = None) -> Any:
+            thread = threading.current_thread()
+            if thread is importing:
+                imports.set()  # it has the lock of the module
+            if thread is not running or importing.ident is not None:
+                return None
+            spec: Any = importlib.machinery.PathFinder.find_spec(name, path)
+            execute = spec.loader.exec_module
+
+            def execute_late(module: object) -> None:
+                importing.start()
+                imports.wait()
+                execute(module)
+
+            spec.loader.exec_module = execute_late
+            return spec
+
+    sys.meta_path.insert(0, Gate())
+    running.start()
+    running.join()
+    importing.join()
+    del sys.meta_path[0]
 
 
 def left() -> list[str]:
