@@ -15,6 +15,7 @@ from typing import Any
 
 from nannyd.core.target import find_target
 from nannyd.dask.telling import tell
+from nannyd.worker.api import notify
 
 logger = logging.getLogger("distributed.worker")
 
@@ -69,7 +70,11 @@ def make_patient(worker_class: Any, longest: float = _LONGEST_WAIT) -> Any:
 
     class Patient(worker_class):  # type: ignore[misc]
         async def _register_with_scheduler(self) -> None:
-            """Wait while the name is that of another worker: one that died, as the scheduler will see."""
+            """Wait while the name is that of another worker: one that died, as the scheduler will see.
+
+            A task may come, and end the process, before it is ready; where it was, is wanted then.
+            """
+            notify(X_NANNYD_ADDRESS=self.contact_address or self.address)
             loop = asyncio.get_running_loop()
             until = loop.time() + (self.death_timeout or longest)
             delay = _SHORTEST_WAIT

@@ -185,6 +185,18 @@ def test_ends_that_nobody_could_be_told_of_are_told_later_in_order(cluster: Clus
     assert run.stop() == 0
 
 
+def test_a_task_that_kills_its_workers_is_told_with_each_of_them(cluster: Cluster, nannyd: Host) -> None:
+    run = cluster.nannyd(nannyd, "--restart.delay=0")
+    run.ready()
+    with pytest.raises(ClusterError, match="KilledWorker"):
+        cluster.run("client.submit(lambda: __import__('os').kill(__import__('os').getpid(), 11)).result()")
+    eventually(lambda: len(cluster.events()) == 4, "their ends are told")
+    ends = cluster.events()
+    assert all(end["worker"].startswith("tcp://") for end in ends)
+    assert {end["signal"] for end in ends} == {"SIGSEGV"}
+    assert run.stop() == 0
+
+
 # --- Through the agent ---------------------------------------------------------------------------------
 
 
