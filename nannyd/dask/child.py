@@ -12,28 +12,38 @@ import shutil
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from nannyd.dask.configuration import configure
+from nannyd.dask.configuration import configure, find_runner
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from distributed import Worker
 
 
 class Child:
     """A worker of any class of Dask's, with the manners of a worker of nannyd's."""
 
-    def __init__(self, pickled: str, path: list[str], failure: str, local_directory: str) -> None:
-        """Make what is *pickled* (`pack`), with modules from where *path* says.
+    def __init__(self, pickled: str, failure: str, local_directory: str) -> None:
+        """Make what is *pickled* (`pack`).
 
         The exception of a start that fails is written to the file *failure*.
         """
-        sys.path[:] = path
         self._failure = Path(failure)
         self._parent = os.getppid()
         self._rooms = (self._failure.parent, Path(local_directory).parent)
         with _Told(self._failure):
             self._worker = _make(pickled, local_directory)
+
+    @staticmethod
+    def nannyd_runner(kwargs: dict[str, Any]) -> Callable[..., Any]:
+        """Take *path*, where modules are found, from the arguments; return what runs the event loop."""
+        sys.path[:] = kwargs.pop("path")
+        with _Told(Path(kwargs["failure"])):
+            config, _ = pickle.loads(base64.b64decode(kwargs["pickled"]))  # noqa: S301 - the nanny's
+            configure(config)
+            return find_runner()
 
     @property
     def address(self) -> str:
@@ -80,8 +90,7 @@ def pack(config: dict[str, object], worker_class: object, arguments: dict[str, o
 
 
 def _make(pickled: str, local_directory: str) -> Worker:
-    config, rest = pickle.loads(base64.b64decode(pickled))  # noqa: S301 - the nanny's
-    configure(config)
+    _, rest = pickle.loads(base64.b64decode(pickled))  # noqa: S301 - the nanny's
     from nannyd.dask.subject import make_patient
 
     worker_class, arguments = pickle.loads(rest)  # noqa: S301 - the same

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import gc
 from contextlib import contextmanager
 from importlib import import_module
@@ -22,6 +24,15 @@ def configure(
         _lay(config)
         _import_distributed(import_it)
     _lay(config)  # distributed has put its defaults where None was set
+
+
+def find_runner() -> Callable[..., Any]:
+    """Return what runs a coroutine as `asyncio.run` does, in the event loop that is configured."""
+    from distributed.compatibility import asyncio_run
+    from distributed.config import get_loop_factory
+
+    factory = get_loop_factory()
+    return asyncio.run if factory is None else functools.partial(asyncio_run, loop_factory=factory)
 
 
 def make_security(arguments: dict[str, Any]) -> Any:

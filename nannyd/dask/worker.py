@@ -15,12 +15,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nannyd.dask.configuration import configure, make_security
+from nannyd.dask.configuration import configure, find_runner, make_security
 from nannyd.dask.events import log_exits
 from nannyd.dask.sparing import complete, spare
 from nannyd.dask.telling import hand_over, tell
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nannyd.dask.registration import Registration
 
 logger = logging.getLogger("distributed.nanny")
@@ -39,7 +41,6 @@ class DaskWorker:
         scheduler_file: str | None,
         worker_class: str | None,
         options: dict[str, Any],
-        config: dict[str, Any],
         security: dict[str, Any],
         nanny: dict[str, Any],
         death_timeout: float | None,
@@ -47,7 +48,6 @@ class DaskWorker:
         local_directory: str | None = None,
     ) -> None:
         """*life* is what the supervisor knows of the lives before; all else is configuration."""
-        configure(config, spare("distributed.worker"))
         from distributed.proctitle import enable_proctitle_on_children, enable_proctitle_on_current
 
         from nannyd.dask.subject import find_worker_class, make_subject
@@ -67,6 +67,12 @@ class DaskWorker:
         self._registration: Registration | None = None
         self._agreeing: asyncio.Task[None] | None = None
         self._started = False
+
+    @staticmethod
+    def nannyd_runner(kwargs: dict[str, Any]) -> Callable[..., Any]:
+        """Take the configuration from the keyword arguments; return what runs the event loop it wants."""
+        configure(kwargs.pop("config"), spare("distributed.worker"))
+        return find_runner()
 
     @property
     def address(self) -> str | None:

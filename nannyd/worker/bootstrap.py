@@ -48,7 +48,9 @@ def _run() -> int | str | None:
     argvs = [*spec.preload_argv, *([] for _ in spec.preload)]
     preloads = [preload.load(name, argv) for name, argv in zip(spec.preload, argvs, strict=False)]
     make = find_target(spec.target, "worker class")
-    return asyncio.run(Life(spec, channel, make, preloads, watchdog).run())
+    find_runner = getattr(make, "nannyd_runner", None)  # a class of nannyd's own, with a loop of its own
+    run = asyncio.run if find_runner is None else find_runner(spec.kwargs)
+    return run(Life(spec, channel, make, preloads, watchdog).run())
 
 
 def _take_watchdog() -> float | None:

@@ -401,6 +401,22 @@ async def the_callers_client_is_not_the_workers() -> None:
         await c.close()
 
 
+@program
+async def the_worker_has_the_event_loop_that_is_configured() -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        loops = "import asyncio\nclass Loop(asyncio.SelectorEventLoop): pass\nnew_event_loop = Loop\n"
+        Path(directory, "uvloop.py").write_text(loops)  # noqa: ASYNC240
+        sys.path.append(directory)
+        with dask.config.set({"distributed.admin.event-loop": "uvloop"}):
+            async with scheduler() as s, Nanny(s.address) as nanny, client_of(s) as c:
+
+                def kind(dask_worker: Any) -> str:
+                    return type(dask_worker.loop.asyncio_loop).__module__
+
+                assert await c.run(kind) == {nanny.worker_address: "uvloop"}
+        sys.path.remove(directory)
+
+
 # --- How workers end --------------------------------------------------------------------------------
 
 

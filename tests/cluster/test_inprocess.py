@@ -20,6 +20,7 @@ PROGRAMS = Path(__file__).with_name("nannies.py")
 OF_EITHER_VERSION = {
     "it_looks_like_a_nanny",
     "arguments_may_be_anything_that_can_be_pickled",
+    "the_worker_has_the_event_loop_that_is_configured",
     "a_start_that_fails_raises_why",
     "a_start_that_takes_too_long_is_given_up",
     "a_worker_that_dies_is_followed_by_another",

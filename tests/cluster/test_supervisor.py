@@ -197,6 +197,20 @@ def test_a_task_that_kills_its_workers_is_told_with_each_of_them(cluster: Cluste
     assert run.stop() == 0
 
 
+def test_the_event_loop_that_dask_is_configured_for_is_the_workers(cluster: Cluster, nannyd: Host) -> None:
+    # In the place of the real one, which not every interpreter here has.
+    loops = "import asyncio\nclass Loop(asyncio.SelectorEventLoop): pass\nnew_event_loop = Loop\n"
+    (nannyd.home.base / "uvloop.py").write_text(loops)
+    wish = {"DASK_DISTRIBUTED__ADMIN__EVENT_LOOP": "uvloop", "PYTHONPATH": str(nannyd.home.base)}
+    run = cluster.nannyd(nannyd, environ=wish)
+    pid = run.ready()
+    kind = "client.run(lambda dask_worker: type(dask_worker.loop.asyncio_loop).__module__)"
+    assert list(cluster.run(kind).values()) == ["uvloop"]
+    kill(pid)
+    run.ready()
+    assert run.stop() == 0
+
+
 # --- Through the agent ---------------------------------------------------------------------------------
 
 
