@@ -311,6 +311,8 @@ class AgentLife:
         self._kill()
 
     def _kill(self) -> None:
+        if self._ended.is_set():  # before its hanging was found out
+            return
         if self._leaf is not None:
             # cgroup.kill marks a cgroup for good: the next agent's leaf has the same name, but is another.
             self._leaf.kill()

@@ -141,6 +141,17 @@ def test_a_call_without_a_deadline_that_blocks_the_agent_ends(nannyd: Host) -> N
     assert run.stop() == 0
 
 
+def test_an_agent_that_ends_while_it_is_pinged_was_not_killed(nannyd: Host) -> None:
+    run = nannyd("--", "sleep", "60")
+    pid = run.ready()
+    with run.connect() as caller:
+        failed = caller.call("Call", target="manners:die_when_pinged", timeout=0.1)
+        assert failed["error"] == "io.nannyd.Nanny.AgentFailed"
+        assert "exited with status 7" in run.wait_for("agent-failed")["detail"]
+        assert caller.get("Status")["worker"]["processId"] == pid
+    assert run.stop() == 0
+
+
 # --- Variables --------------------------------------------------------------------------------------------
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any
 
 from nannyd.agent import NannyPlugin
+from nannyd.core import wire
 
 
 def note(path: str, text: str) -> None:
@@ -99,6 +101,15 @@ class Blocking(NannyPlugin):
 
 async def block() -> None:
     time.sleep(3600)
+
+
+async def die_when_pinged() -> None:
+    """Block the agent, and end it when it is asked whether it still answers."""
+    with socket.socket(fileno=os.dup(wire.CHANNEL_FD)) as channel:
+        channel.setblocking(True)
+        while b'"ping"' not in channel.recv(1 << 16, socket.MSG_PEEK):
+            time.sleep(0.01)
+    os._exit(7)
 
 
 def eat(size: int) -> int:
