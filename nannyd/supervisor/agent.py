@@ -168,6 +168,11 @@ class Agent:
             with suppress(AgentFailedError, CodeFailedError):
                 await self._life.ask("publish", _REST_TIMEOUT, {"exits": exits})
 
+    def doubt(self) -> None:
+        """End it if it does not answer; it comes back if there is something for it."""
+        if self._life is not None:
+            self._life.look_soon(0)
+
     def tell(self, what: str, **info: Any) -> None:
         """Let plugins know of something that happened."""
         if self._life is not None:

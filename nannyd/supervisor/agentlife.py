@@ -40,6 +40,8 @@ _UNSENT_MAX = 4 << 20
 _MARGIN = 2.0
 """Seconds by which the agent may be late with its own verdict on a deadline."""
 _PING_TIMEOUT = 3.0
+_SERVING_PING_TIMEOUT = 15.0
+"""The same once it answers others: what they have it do may hold Python's lock for a while."""
 _LOOK_AFTER = 5.0
 """Seconds after which an agent that has something to do is looked after."""
 _END_TIMEOUT = 5.0
@@ -98,6 +100,8 @@ class AgentLife:
         self._received = bytearray()
         self.busy: Callable[[bool], None] = lambda busy: None
         """Is told whether the agent answers requests that did not come from us."""
+        self._is_busy = False
+        self._ping_timeout = _PING_TIMEOUT
         self._why = ""
         self._wanted = True
         self._look: asyncio.TimerHandle | None = None
@@ -172,13 +176,14 @@ class AgentLife:
             return None
 
     def lend(self, name: str, descriptor: int) -> None:
-        """Send the agent a copy of *descriptor*.  Raises AgentFailedError."""
+        """Send the agent a copy of *descriptor*, at which it answers others.  Raises AgentFailedError."""
         if self._sockets is None or self._ended.is_set():
             raise AgentFailedError(self._why or "the agent has ended")
         try:
             socket.send_fds(self._sockets, [name.encode()], [descriptor], socket.MSG_NOSIGNAL)
         except OSError as error:
             raise AgentFailedError(f"the agent does not take a descriptor: {error.strerror}") from None
+        self._ping_timeout = _SERVING_PING_TIMEOUT
 
     # --- Asking, and being asked ------------------------------------------------------------------
 
@@ -192,7 +197,7 @@ class AgentLife:
         """
         patience = None if within is None else within * max(1, parts) + _MARGIN
         if patience is None:
-            self._look_soon()
+            self.look_soon()
         try:
             async with asyncio.timeout(patience):
                 return await self._answer_to(do, {**parameters, "timeout": within})
@@ -205,26 +210,29 @@ class AgentLife:
         """Let plugins know; nothing is answered, but one that blocks the agent is found out."""
         self.send({"tell": what, "info": info})
         self._told = True
-        self._look_soon()
+        self.look_soon()
 
-    def _look_soon(self) -> None:
+    def look_soon(self, delay: float = _LOOK_AFTER) -> None:
+        """Find out whether it answers, after *delay*."""
         if self._look is None and not self._ended.is_set():
-            self._look = self._room.loop.call_later(_LOOK_AFTER, self._look_now)
+            self._look = self._room.loop.call_later(delay, self._look_now)
 
     def _look_now(self) -> None:
-        self._look, self._told = None, False
+        self._told = False
         self._tasks.create_task(self._look_after())
 
     async def _look_after(self) -> None:
-        if await self._answers():
-            if self._told or self._pending:
-                self._look_soon()
+        answers = await self._answers()
+        self._look = None
+        if answers:
+            if self._told or self._pending or self._is_busy:
+                self.look_soon()
         elif self._wanted:
             self.fail("it does not answer")
 
     async def _answers(self) -> bool:
         try:
-            async with asyncio.timeout(_PING_TIMEOUT):
+            async with asyncio.timeout(self._ping_timeout):
                 await self._answer_to("ping", {})
         except (TimeoutError, AgentFailedError):
             return False
@@ -285,7 +293,10 @@ class AgentLife:
                 case {"say": "deprecated", "message": str(text)}:
                     say(notices.PLUGIN_DEPRECATED, detail=text)
                 case {"say": "busy" | "idle" as word}:
-                    self.busy(word == "busy")
+                    self._is_busy = word == "busy"
+                    if self._is_busy:
+                        self.look_soon()
+                    self.busy(self._is_busy)
                 case _:
                     raise ValueError("no message of the agent")
         except (ValueError, RecursionError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 
 _BACK_OFF = RestartPolicy(delay=0.5, growth=2.0, max_delay=60.0, jitter=0.0)
 _TRIES = 3
-"""So often an agent may fail in a row before those who wait for it are turned away."""
-_STABLE = 60.0
+"""So often in a row nobody may come to answer before those who wait for it are turned away."""
+_PATIENCE = 5.0
+"""Seconds that somebody may wait to be let in before it is asked whether the agent lives."""
 _BACKLOG_MAX = 4096
 
 
@@ -32,7 +34,6 @@ class Door:
         self._agent, self._loop, self._tasks = agent, loop, tasks
         self._socket: socket.socket | None = None
         self._failures = 0
-        self._began = 0.0
         self._serves = False
         self._timer: asyncio.TimerHandle | None = None
         agent.rested = self._rested
@@ -43,6 +44,7 @@ class Door:
         self._look()
 
     def _look(self) -> None:
+        """Wait for who knocks, while somebody answers, too, in case that this stops."""
         self._timer = None
         if self._socket is not None:
             self._loop.add_reader(self._socket, self._knocked)
@@ -50,14 +52,21 @@ class Door:
     def _knocked(self) -> None:
         assert self._socket is not None  # noqa: S101 - it is looked at
         self._loop.remove_reader(self._socket)
-        self._tasks.create_task(self._serve(self._socket))
+        if self._serves:
+            self._timer = self._loop.call_later(_PATIENCE, self._let_in, self._socket)
+        else:
+            self._tasks.create_task(self._serve(self._socket))
+
+    def _let_in(self, listener: socket.socket) -> None:
+        """Doubt an agent that has let nobody in all the time."""
+        queue = select.poll()
+        queue.register(listener, select.POLLIN)
+        if queue.poll(0):
+            self._agent.doubt()
+        self._look()
 
     async def _serve(self, listener: socket.socket) -> None:
         """Start the agent for who has connected.  The connection waits in the socket, also for the next."""
-        now = self._loop.time()
-        if now - self._began >= _STABLE:
-            self._failures = 0
-        self._began = now
         try:
             await self._agent.serve(listener.fileno())
         except CodeFailedError as failed:
@@ -65,7 +74,10 @@ class Door:
         except (AgentFailedError, SpawnError):
             pass  # it was told
         self._serves = self._agent.serves
-        if not self._serves:
+        if self._serves:
+            self._failures = 0
+            self._look()
+        else:
             self._back_off()
 
     def _rested(self, why: str) -> None:
@@ -73,10 +85,18 @@ class Door:
         if not self._serves:
             return
         self._serves = False
+        self._look_no_more()
         if why:
             self._back_off()
         else:
             self._look()
+
+    def _look_no_more(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._socket is not None:
+            self._loop.remove_reader(self._socket)
 
     def _back_off(self) -> None:
         """Look again after a while; who comes when nobody has answered for long, is turned away."""
@@ -95,9 +115,7 @@ class Door:
 
     def close(self) -> None:
         """Look no more."""
+        self._look_no_more()
         listener, self._socket = self._socket, None
-        if self._timer is not None:
-            self._timer.cancel()
         if listener is not None:
-            self._loop.remove_reader(listener)
             listener.close()

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from harness import Host, descriptors_of, eventually
+from harness import Host, descriptors_of, eventually, send_signal
 
-from .lab import NEWEST
+from .lab import NEWEST, ClusterError
 
 if TYPE_CHECKING:
     from .lab import Cluster
@@ -103,6 +103,63 @@ def test_who_knocks_is_turned_away_when_the_agent_cannot_answer_again_and_again(
     before = list(empty_cluster.wait_for_workers())
     empty_cluster.run("client.restart()")
     assert list(empty_cluster.wait_for_workers()) != before
+    assert run.stop() == 0
+
+
+ASK = """
+async def ask():
+    async with distributed.rpc(nanny) as there:
+        return (await there.identity())["type"]
+client.sync(ask)
+"""
+PLUGIN = """
+class Plugin(distributed.NannyPlugin):
+    name = "lasting"
+client.register_plugin(Plugin())
+"""
+
+
+@pytest.mark.parametrize("zygote", [NEWEST], indirect=True)  # nothing in it depends on the version
+def test_an_agent_that_has_stopped_is_replaced_when_somebody_comes(cluster: Cluster, nannyd: Host) -> None:
+    run = cluster.nannyd(nannyd)
+    run.ready()
+    (worker,) = cluster.wait_for_workers().values()
+    cluster.run(PLUGIN)
+    send_signal(int(run.wait_for("agent-started")["agent_pid"]), signal.SIGSTOP)
+    assert cluster.run(ASK, nanny=worker["nanny"]) == "Nanny"
+    assert "it does not answer" in run.wait_for("agent-failed")["message"]
+    assert run.stop() == 0
+
+
+@pytest.mark.parametrize("zygote", [NEWEST], indirect=True)
+def test_an_agent_that_stops_while_it_is_asked_is_replaced(cluster: Cluster, nannyd: Host) -> None:
+    run = cluster.nannyd(nannyd)
+    run.ready()
+    cluster.wait_for_workers()
+    stop = """
+        import os, signal, time
+        client.run(lambda: (os.kill(os.getpid(), signal.SIGSTOP), time.sleep(60)), nanny=True)
+    """
+    with pytest.raises(ClusterError, match="CommClosedError"):
+        cluster.run(stop)
+    assert "it does not answer" in run.wait_for("agent-failed")["message"]
+    assert cluster.run("[*client.run(lambda: 1, nanny=True).values()]") == [1]
+    # But what keeps Python's lock may do so for longer than an agent that serves nobody may be silent:
+    cluster.run("import ctypes; client.run(lambda: ctypes.PyDLL(None).sleep(10), nanny=True)")
+    assert len(run.all("agent-failed")) == 1
+    assert run.stop() == 0
+
+
+@pytest.mark.parametrize("zygote", [NEWEST], indirect=True)
+def test_an_agent_that_is_killed_again_and_again_still_answers(empty_cluster: Cluster, nannyd: Host) -> None:
+    empty_cluster.start_scheduler(config={"distributed.comm.timeouts.connect": "10s"})
+    run = empty_cluster.nannyd(nannyd)
+    run.ready()
+    empty_cluster.wait_for_workers()
+    for _ in range(6):
+        empty_cluster.run("import os; client.run(lambda: os._exit(1), nanny=True, on_error='ignore')")
+    assert empty_cluster.run("[*client.run(lambda: 1, nanny=True).values()]") == [1]
+    assert len(run.all("agent-started")) == 7
     assert run.stop() == 0
 
 
