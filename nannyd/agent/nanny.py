@@ -91,6 +91,10 @@ class Environment(MutableMapping[str, str]):
         """Return the number of variables."""
         return len(self._link.env)
 
+    def __reduce__(self) -> tuple[type[dict[str, str]], tuple[dict[str, str]]]:
+        """Travel as what is read here."""
+        return dict, (dict(self),)
+
     def __repr__(self) -> str:
         """Show names only: a value may be a secret."""
         return f"<environment of the next worker: {', '.join(self)}>"

@@ -14,6 +14,7 @@ from distributed.core import Server, Status, error_message
 from tornado.ioloop import IOLoop
 
 from nannyd.agent.nanny import Nanny as AgentNanny
+from nannyd.agent.nanny import NannyError
 from nannyd.agent.work import Failed
 from nannyd.dask.activity import Requests
 from nannyd.dask.configuration import make_security
@@ -181,7 +182,7 @@ class Nanny(Server):
 
     async def restart(self, timeout: float = 30, reason: str = "nanny-restart") -> Any:
         """End the worker and start the next one; answered when that is ready."""
-        asked = asyncio.wrap_future(self._link.ask("restart", timeout=None, reason=reason))
+        asked = asyncio.ensure_future(self._ask("restart", timeout=None, reason=reason))
         try:
             await asyncio.wait_for(asyncio.shield(asked), timeout)
         except asyncio.TimeoutError:
@@ -228,7 +229,7 @@ class Nanny(Server):
         except Failed as failed:
             if name is not None:
                 await self._ask("plugin_added", name=name, **known, failed=True)
-            return seen[-1] if seen else error_message(failed)
+            return seen[-1] if seen else error_message(RuntimeError(str(failed)))
         await self._ask("plugin_added", name=name, **known, failed=False)
         if restart:
             await self.restart(reason=f"nanny-plugin-{name}-restart")
@@ -244,7 +245,7 @@ class Nanny(Server):
             ended = await self._loops.in_agents(self._plugin_host.end(name, math.inf, _tell(seen)))
         except Failed as failed:
             await self._ask("plugin_removed", name=name)
-            return seen[-1] if seen else error_message(failed)
+            return seen[-1] if seen else error_message(RuntimeError(str(failed)))
         removed = await self._ask("plugin_removed", name=name)
         if ended is None and not removed["known"]:
             _tell(seen)(KeyError(name))
@@ -252,7 +253,12 @@ class Nanny(Server):
         return {"status": "OK"}
 
     async def _ask(self, what: str, **parameters: Any) -> dict[str, Any]:
-        return await asyncio.wrap_future(self._link.ask(what, **parameters))
+        """Ask the supervisor.  Raises RuntimeError: who is told of it may have no nannyd to unpickle by."""
+        try:
+            return await asyncio.wrap_future(self._link.ask(what, **parameters))
+        except NannyError as error:
+            why = str(error)
+        raise RuntimeError(why)  # out here: what an exception was raised in travels with it
 
     # --- What it tells the scheduler ------------------------------------------------------------------
 

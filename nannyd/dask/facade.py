@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from distributed.core import Status
 
-    from nannyd.agent.nanny import Answer
     from nannyd.agent.nanny import Nanny as AgentNanny
     from nannyd.dask.endpoint import Nanny
 
@@ -83,7 +82,7 @@ class Facade:
         """Say whether there is a worker's process."""
         return self._nanny.pid is not None
 
-    def log_event(self, topic: str | list[str], msg: Any) -> Answer:
+    def log_event(self, topic: str | list[str], msg: Any) -> None:
         """Log an event at the scheduler, and in the journal."""
         if not _is_dumpable(msg):
             raise TypeError(f"Message must be msgpack serializable. Got {type(msg)=} instead.")
@@ -92,7 +91,7 @@ class Facade:
             json.dumps(msg, allow_nan=False)
         except (TypeError, ValueError):
             msg = repr(msg)
-        return self._nanny.log_event(topic if isinstance(topic, str) else ", ".join(topic), msg)
+        _ = self._nanny.log_event(topic if isinstance(topic, str) else ", ".join(topic), msg)
 
     async def kill(self, timeout: float | None = None, reason: str = "nanny-kill") -> None:
         """End the worker; the next one is started at once."""

@@ -6,6 +6,7 @@ import zipfile
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from harness import eventually
 
 from .lab import ClusterError, kill
 
@@ -101,6 +102,28 @@ def test_functions_run_on_the_nanny_and_meet_it(cluster: Cluster) -> None:
     """
     assert cluster.run(later) == [5]
     assert cluster.run("client.run(later, 5, nanny=True, wait=False)") is None
+
+
+@pytest.mark.usefixtures("run")
+def test_what_the_nanny_answers_is_read_without_nannyd(cluster: Cluster) -> None:
+    kill_ = """
+        async def kill():
+            async with distributed.rpc(nanny) as there:
+                await there.kill(timeout=-1)
+        client.sync(kill)
+    """
+    with pytest.raises(ClusterError, match=r"RuntimeError: InvalidArgument \(parameter: timeout"):
+        cluster.run(kill_, nanny=worker_of(cluster)["nanny"])
+    changed = """
+        def change(dask_worker):
+            dask_worker.env["CHANGED"] = "yes"
+            return dask_worker.env
+        list(client.run(change, nanny=True).values())
+    """
+    assert cluster.run(changed) == [{"CHANGED": "yes"}]
+    logged = "list(client.run(lambda dask_worker: dask_worker.log_event('it', {}), nanny=True).values())"
+    assert cluster.run(logged) == [None]
+    eventually(lambda: cluster.events("it") == [{}], "it is logged")
 
 
 def test_plugin_comes_survives_the_agent_and_goes(cluster: Cluster, run: Nannyd) -> None:
