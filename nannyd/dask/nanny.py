@@ -38,6 +38,8 @@ class Nanny(distributed.Nanny):  # its name is part of a key of Dask's configura
 
     async def instantiate(self) -> Status:
         """Have a worker that runs; one that waits for its next start starts now."""
+        if self.status is Status.closing:
+            raise RuntimeError("the nanny is being closed")
         if self.process is None:
             self.process = WorkerProcess(self, self.Worker, self._worker_arguments(), self._worker_config())
         return await super().instantiate()
@@ -71,9 +73,16 @@ class Nanny(distributed.Nanny):  # its name is part of a key of Dask's configura
 
     def close_gracefully(self, reason: str = "nanny-close-gracefully") -> None:
         """Start no further worker, and end with this one."""
+        if self.status is Status.closing:
+            return
         super().close_gracefully(reason=reason)
         if self.process is not None:
             self.process.let_go(reason)
+
+    def stop(self) -> None:
+        """Accept no more connections, when there is no worker: one that closes itself has to say so first."""
+        if self.process is None:
+            super().stop()
 
     # --- What the supervisor tells ----------------------------------------------------------------
 

@@ -545,6 +545,28 @@ async def ends_that_are_meant_end_the_nanny() -> None:
         assert {nanny.status for nanny in nannies} == {Status.closed}
 
 
+class Hasty(distributed.Worker):  # type: ignore[misc]
+    """Closes itself, and tells its nanny, in the moment in which the nanny closes it."""
+
+    async def close(self, *args: Any, **options: Any) -> Any:
+        return await super().close(*args, **{**options, "nanny": True})
+
+
+@program
+async def a_worker_that_closes_itself_meanwhile_is_not_killed() -> None:
+    async with scheduler() as s:
+        nanny = await Nanny(s.address, worker_class=Hasty)
+        inner = nanny.process.process
+
+        async def ask_meanwhile() -> None:
+            await eventually(lambda: nanny.status is Status.closing, "it closes")
+            assert "is being closed" in str(await raised(nanny.instantiate()))
+
+        await asyncio.gather(nanny.close(), ask_meanwhile())
+        assert nanny.status is Status.closed
+        assert inner.exitcode == 0
+
+
 @program
 async def other_ends_do_not() -> None:
     async with scheduler() as s, client_of(s) as c:
