@@ -178,6 +178,8 @@ def _common(options: argparse.Namespace) -> list[str]:
         found["dask.protocol"] = found["dask.protocol"].removesuffix("://")  # as dask-jobqueue writes it
     found |= {setting: os.path.abspath(given[name]) for name, setting in _PATHS.items() if name in given}  # noqa: PTH100
     found |= {setting: str(given[name]).lower() for name, setting in _TRUTHS.items() if name in given}
+    if "lifetime" in given:  # nannyd's own default is to go on; a batch job is to end in time
+        found["dask.on-lifetime"] = "restart" if _goes_on(options) else "end"
     if "dask.tls.cert" in found:
         found.setdefault("dask.tls.key", found["dask.tls.cert"])  # Dask takes a file with both
     if "worker.local-directory" in found:
@@ -203,6 +205,15 @@ def _common(options: argparse.Namespace) -> list[str]:
 def _file(name: str) -> str:
     """Return a preload that is a file by its path: the agent has another working directory."""
     return os.path.abspath(name) if name.endswith(".py") else name  # noqa: PTH100
+
+
+def _goes_on(options: argparse.Namespace) -> bool:
+    """Say whether a worker whose lifetime is over is followed by another."""
+    if options.lifetime_restart is not None:
+        return bool(options.lifetime_restart)
+    from dask import config
+
+    return bool(config.get("distributed.worker.lifetime.restart", False))
 
 
 def _address(text: str) -> str:

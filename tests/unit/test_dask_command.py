@@ -6,6 +6,7 @@ import itertools
 import json
 from typing import TYPE_CHECKING, Any
 
+import dask
 import pytest
 from dask.utils import parse_bytes
 from distributed.cli.dask_worker import _apportion_ports
@@ -147,6 +148,7 @@ def test_options_become_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         "--dask.tls.key": f"{tmp_path}/both.pem",
         "--dask.worker.lifetime": "1 hour",
         "--dask.worker.lifetime_restart": "true",
+        "--dask.on-lifetime": "restart",
         "--nanny.preload": json.dumps([f"{tmp_path}/n.py"]),
         "--worker.preload": '["a.b", "c.py"]',
         "--worker.preload-argv": '["--mine", "5"]',
@@ -154,6 +156,26 @@ def test_options_become_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         "--env": "A=b",
         "--memory.swap=1GiB": "",
     }
+
+
+@pytest.mark.parametrize(
+    ("more", "configured", "then"),
+    [
+        ([], False, "end"),
+        ([], True, "restart"),
+        (["--no-lifetime-restart"], True, "end"),
+        (["--lifetime-restart"], False, "restart"),
+    ],
+)
+def test_a_worker_whose_lifetime_is_over_ends_unless_it_is_to_go_on(
+    more: list[str],
+    configured: bool,  # noqa: FBT001
+    then: str,
+) -> None:
+    with dask.config.set({"distributed.worker.lifetime.restart": configured}):
+        ((_, settings),) = translated("tcp://x:1", "--lifetime", "55m", *more)
+    assert settings["--dask.on-lifetime"] == then
+    assert "--dask.on-lifetime" not in translated("tcp://x:1", *more)[0][1]
 
 
 def test_an_address_without_a_scheme_gets_dasks_default() -> None:
