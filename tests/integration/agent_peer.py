@@ -116,7 +116,7 @@ class Agent:
     def request(self, do: str, **parameters: Any) -> int:
         """Send a request and return its number."""
         self._number += 1
-        self.send({"id": self._number, "do": do, "timeout": 10.0, **parameters})
+        self.send({"id": self._number, "do": do, "timeout": PATIENCE, **parameters})
         return self._number
 
     def answer(self, number: int) -> dict[str, Any]:

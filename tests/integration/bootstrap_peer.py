@@ -12,16 +12,13 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any, Self
 
-from harness import WORKERS
+from harness import PATIENCE, WORKERS
 
 from nannyd.core import wire
 from nannyd.core.boot import boot_argv
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-PATIENCE = 10.0
-"""Seconds until a test gives up."""
 
 
 class Running:

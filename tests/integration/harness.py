@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from nannyd.supervisor.spawn import Child
 
 WORKERS = Path(__file__).parent.parent / "workers"
-PATIENCE = 15.0
-"""Seconds until a test gives up; a busy machine needs some."""
+PATIENCE = 60.0
+"""Seconds until a test gives up; half of what pytest gives it, for it to tell why."""
 RUDE = [sys.executable, "-I", "-S", str(WORKERS / "rude.py")]
 NOTIFY = """
 [worker]
@@ -317,6 +317,13 @@ class Systemd:
         assert message is not None, f"systemd was not told {key}={value or '…'}: {self.said()}"
         return message
 
+    def read_all(self) -> int:
+        """Read all that was said up to now and a word of our own behind it; return how many that are."""
+        mark = uuid.uuid4().hex
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.sendto(f"MARK={mark}".encode(), str(self.path))
+        return self.messages.index(self.wait_for("MARK", mark)) + 1
+
     def all(self, key: str) -> list[str]:
         """Return every value of *key* that was told, in order."""
         return [message.fields[key] for message in self.messages if key in message.fields]
@@ -329,7 +336,7 @@ class Systemd:
         """Stop listening."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.sendto(b"CLOSE", str(self.path))
-        self._thread.join(5)
+        self._thread.join(PATIENCE)
         self._socket.close()
         self.path.unlink()
 
@@ -481,6 +488,7 @@ class Nannyd:
         self.noise: list[str] = []
         """Lines on standard error that are no records: the worker's, and the interpreter's complaints."""
         self._seen = 0
+        self._said_all = stderr is not None
         self._news = threading.Condition()
         self.stdout = home.base / f"stdout-{uuid.uuid4().hex[:6]}"
         with self.stdout.open("wb") as file:
@@ -512,6 +520,9 @@ class Nannyd:
                 else:
                     self.noise.append(line.decode(errors="replace"))
                 self._news.notify_all()
+        with self._news:
+            self._said_all = True
+            self._news.notify_all()
 
     # What it says
 
@@ -531,12 +542,10 @@ class Nannyd:
                     if record.get("nannyd_event") == event and fields.items() <= record.items():
                         self._seen = index + 1
                         return record
-                over = self.process.poll() is not None
                 left = deadline - time.monotonic()
-                # What it said last may still be on its way when it is gone.
-                if left <= 0 or (over and not self._news.wait(0.5)):
+                if left <= 0 or self._said_all:
                     break
-                self._news.wait(min(left, 0.2))
+                self._news.wait(left)
         raise AssertionError(f"no {event} {fields or ''} within {within} s{self.story()}")
 
     def story(self) -> str:
@@ -582,7 +591,7 @@ class Nannyd:
         assert ended, f"nannyd still runs after {within} s{self.story()}"
         status = self.process.wait()
         if self._reader.ident is not None and status >= 0:
-            self._reader.join(1)  # of one that was not killed nobody is left who could have more to say
+            self._reader.join(within)  # of one that was not killed nobody is left who could have more to say
         return status
 
     def stop(self, within: float = PATIENCE) -> int:
@@ -618,7 +627,7 @@ class Nannyd:
             with contextlib.suppress(ProcessLookupError):
                 send_signal(pid, signal.SIGKILL)
         if self.process.stderr is not None:
-            self._reader.join(5)
+            self._reader.join(PATIENCE)
             self.process.stderr.close()
         os.close(self._pidfd)
 

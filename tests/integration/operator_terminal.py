@@ -48,7 +48,7 @@ def nannyctl(host: Host, *arguments: str, **variables: str) -> subprocess.Comple
         env={**environ(host), **variables},
         capture_output=True,
         text=True,
-        timeout=PATIENCE * 2,
+        timeout=PATIENCE,
         check=False,
     )
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from agent_peer import Agent, AgentError
-from harness import WORKERS, descriptors_of, eventually, interpreters, lives, read_lines, status_of
+from harness import PATIENCE, WORKERS, descriptors_of, eventually, interpreters, lives, read_lines, status_of
 
 from nannyd.core import wire
 
@@ -94,7 +94,7 @@ def test_blocked_teardowns_leave_time_for_the_others(agent: Agent) -> None:
     agent.add("plugins:Blocking", "b", method="teardown")
     agent.add("plugins:Blocking", "c", method="teardown", is_async=True)
     agent.story()
-    failed = agent.do("teardown", timeout=0.5)["failed"]
+    failed = agent.do("teardown", timeout=3.0)["failed"]
     assert [(error["where"], error["type"]) for error in failed] == [
         ("plugin c", "TimeoutError"),
         ("plugin b", "TimeoutError"),
@@ -261,18 +261,20 @@ def test_plugin_that_blocks_is_answered_at_its_deadline_with_where_it_is(
 ) -> None:
     kwargs = {"method": "setup", "is_async": is_async}
     request = {"name": "b", "target": "plugins:Blocking", "kwargs": kwargs, "again": False}
+    agent.call("plugins:add", 1)  # the deadline is for the import, too
     with pytest.raises(AgentError) as caught:
-        agent.do("plugin_add", **request, timeout=0.2)
+        agent.do("plugin_add", **request, timeout=1.0)
     assert caught.value["type"] == "TimeoutError"
-    assert re.fullmatch(r"did not end within 0\.[012]\d* s", caught.value["message"])
+    assert re.fullmatch(r"did not end within (1|0\.\d+) s", caught.value["message"])
     assert ("_stubborn" if is_async else "_block") in caught.value["traceback"]
     assert "work.py" not in caught.value["traceback"]
     assert agent.do("teardown", timeout=5.0) == {"failed": []}
 
 
 def test_plugin_that_blocks_when_it_is_looked_at_holds_up_nobody(agent: Agent) -> None:
+    agent.call("plugins:add", 1)  # the deadline is for the import, too
     with pytest.raises(AgentError, match="in __getattribute__"):
-        agent.do("plugin_add", name=None, target="plugins:Awkward", kwargs={}, again=False, timeout=0.2)
+        agent.do("plugin_add", name=None, target="plugins:Awkward", kwargs={}, again=False, timeout=1.0)
     assert agent.do("ping") == {}
 
 
@@ -280,7 +282,7 @@ def test_import_that_blocks_is_answered_at_its_deadline(agent: Agent, tmp_path: 
     (tmp_path / "endless.py").write_text("import threading\nthreading.Event().wait()\n")
     agent.call("plugins:extend_path", str(tmp_path))
     with pytest.raises(AgentError) as caught:
-        agent.do("plugin_add", name="e", target="endless:P", kwargs={}, again=False, timeout=0.2)
+        agent.do("plugin_add", name="e", target="endless:P", kwargs={}, again=False, timeout=1.0)
     assert "endless.py" in caught.value["traceback"]
     assert agent.do("ping") == {}
 
@@ -403,7 +405,7 @@ def test_end_of_the_channel_is_the_end_at_once(agent: Agent, target: str) -> Non
 def test_exit_where_nobody_catches_it_is_the_end_whatever_was_leaked(agent: Agent) -> None:
     agent.add("plugins:ExitingLater")
     agent.tell("worker_started", pid=9)
-    assert agent.process.wait(10) == 1
+    assert agent.process.wait(PATIENCE) == 1
     assert agent.output.endswith("SystemExit: 3\n")
 
 
@@ -438,7 +440,7 @@ def test_what_is_printed_comes_at_once(agent: Agent) -> None:
 def test_another_protocol_is_refused(launch_agent: Callable[..., Agent]) -> None:
     agent = launch_agent()
     agent.specify(protocol=99)
-    assert agent.process.wait(10) == 1
+    assert agent.process.wait(PATIENCE) == 1
     assert "RuntimeError: the supervisor speaks protocol 99, but the agent in" in agent.output
 
 
@@ -458,7 +460,7 @@ def test_agent_runs_under_every_supported_python(launch_agent: Callable[..., Age
             target="plugins:Blocking",
             kwargs={"method": "setup", "is_async": True},
             again=False,
-            timeout=0.2,
+            timeout=1.0,
         )
     assert agent.call("plugins:ask", "restart", {}) is None
     assert agent.call("plugins:ask_async", "kill", {}) is None

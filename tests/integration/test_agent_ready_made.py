@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from agent_peer import Agent, AgentError
-from harness import children_of, eventually
+from harness import PATIENCE, children_of, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -117,7 +117,8 @@ def test_pip_says_why_it_failed(pip_agent: Agent) -> None:
 def test_one_installation_at_a_time_is_done(pip_agent: Agent, python: str, tmp_path: Path) -> None:
     lock = os.open(site_of(python), os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    late = pip_install(pip_agent, 0.5, wheel(tmp_path, "shop_late"))
+    pip_agent.add("nannyd.agent.plugins:Environ", environ={})  # the deadline is for the import, too
+    late = pip_install(pip_agent, 2.0, wheel(tmp_path, "shop_late"))
     with pytest.raises(AgentError, match="in communicate"):
         pip_agent.answer(late)
     eventually(lambda: children_of(pip_agent.pid) == [], "pip is killed past its deadline")
@@ -234,15 +235,15 @@ def test_command_is_run_on_exit(agent: Agent, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "kind"),
+    ("command", "timeout", "kind"),
     [
-        (["false"], "subprocess.CalledProcessError"),
-        (["/no/such/program"], "FileNotFoundError"),
-        (["sleep", "60"], "subprocess.TimeoutExpired"),
+        (["false"], PATIENCE, "subprocess.CalledProcessError"),
+        (["/no/such/program"], PATIENCE, "FileNotFoundError"),
+        (["sleep", "60"], 0.3, "subprocess.TimeoutExpired"),
     ],
 )
-def test_command_that_fails_is_told_of(agent: Agent, command: list[str], kind: str) -> None:
-    agent.add(ON_EXIT, "o", command=command, timeout=0.3)
+def test_command_that_fails_is_told_of(agent: Agent, command: list[str], timeout: float, kind: str) -> None:
+    agent.add(ON_EXIT, "o", command=command, timeout=timeout)
     agent.tell("worker_exited", **EXITED)
     agent.until(lambda: agent.said)
     assert (agent.said[0]["error"]["where"], agent.said[0]["error"]["type"]) == ("plugin o", kind)

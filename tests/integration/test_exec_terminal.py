@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pexpect
 import pytest
-from harness import children_of, command_line, eventually, processes_marked, send_signal
+from harness import PATIENCE, children_of, command_line, eventually, processes_marked, send_signal, stat_of
 from operator_terminal import NANNYCTL, Terminal, environ, run_instance
 
 if TYPE_CHECKING:
@@ -82,6 +82,16 @@ def has(run: Nannyd, command: str) -> bool:
     return command in map(command_line, processes_marked(run.home.mark))
 
 
+def in_front(run: Nannyd, command: str) -> bool:
+    """Say whether the process of the test that executes *command* has the foreground of its terminal."""
+    stats = [stat_of(pid) for pid in processes_marked(run.home.mark) if command_line(pid) == command]
+    return any(stat and stat[_PGRP] == stat[_TPGID] for stat in stats)
+
+
+_PGRP, _TPGID = 2, 5
+"""Fields of /proc/PID/stat, from the state on."""
+
+
 def test_a_shell_controls_its_jobs(nannyd: Host, run: Nannyd) -> None:
     terminal = executing(nannyd, *SHELL)
     terminal.expect(r"\$ ")
@@ -95,6 +105,7 @@ def test_a_shell_controls_its_jobs(nannyd: Host, run: Nannyd) -> None:
     terminal.expect("Running.*sleep 2002")
     type_(terminal, "fg")
     terminal.expect("sleep 2002")
+    eventually(lambda: in_front(run, "sleep 2002"), "the shell has let go of the terminal")
     terminal.child.send("\x03")
     terminal.expect(r"\$ ")
     type_(terminal, "sleep 2003 & exit 0")
@@ -117,7 +128,7 @@ def test_what_goes_elsewhere_than_to_the_terminal_still_does(
 ) -> None:
     file = tmp_path_factory.mktemp("errors") / "errors"
     words = " ".join([*NANNYCTL, "exec", "a1", "--", "sh", "-c", "'tty; echo wrong >&2'", f"2>{file}"])
-    child = pexpect.spawn("sh", ["-c", words], env=environ(nannyd), encoding="utf-8")
+    child = pexpect.spawn("sh", ["-c", words], env=environ(nannyd), encoding="utf-8", timeout=PATIENCE)
     assert child.read().startswith("/dev/pts/")
     child.close()
     assert (child.exitstatus, file.read_text()) == (0, "wrong\n")
@@ -139,6 +150,7 @@ def test_the_operators_terminal_is_as_it_was_however_nannyctl_ends(
         ["-c", f"trap : {number.name[3:]}; {words}; echo over $?; cat"],
         env=environ(nannyd),
         encoding="utf-8",
+        timeout=PATIENCE,
     )
     before = termios.tcgetattr(child.fileno())
     child.expect("ready")
@@ -155,7 +167,9 @@ def test_the_operators_terminal_is_as_it_was_however_nannyctl_ends(
 def test_one_that_was_stopped_and_continued_has_its_ways_with_the_terminal_again(
     nannyd: Host, run: Nannyd
 ) -> None:
-    child = pexpect.spawn("bash", ["--norc", "-i"], env=environ(nannyd) | {"PS1": "> "}, encoding="utf-8")
+    child = pexpect.spawn(
+        "bash", ["--norc", "-i"], env=environ(nannyd) | {"PS1": "> "}, encoding="utf-8", timeout=PATIENCE
+    )
     child.expect("> ")
     child.sendline(
         " ".join([*NANNYCTL, "exec", "a1", "--", "sh", "-c", "'echo rea''dy; read x; echo got $x'"])
@@ -177,7 +191,9 @@ def test_one_that_was_stopped_and_continued_has_its_ways_with_the_terminal_again
 
 def test_the_operators_terminal_is_as_it_was_when_nannyd_is_killed(nannyd: Host, run: Nannyd) -> None:
     words = " ".join([*NANNYCTL, "exec", "a1", "--", "sh", "-c", "'echo ready; sleep 2005'"])
-    child = pexpect.spawn("sh", ["-c", f"{words}; echo over $?; cat"], env=environ(nannyd), encoding="utf-8")
+    child = pexpect.spawn(
+        "sh", ["-c", f"{words}; echo over $?; cat"], env=environ(nannyd), encoding="utf-8", timeout=PATIENCE
+    )
     before = termios.tcgetattr(child.fileno())
     child.expect("ready")
     eventually(lambda: termios.tcgetattr(child.fileno()) != before, "it is raw")

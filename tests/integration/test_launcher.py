@@ -49,7 +49,7 @@ def configuration(tmp_path: Path) -> Path:
 def nannyd(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run the command and return what it did."""
     command = [sys.executable, "-m", "nannyd", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30, **options)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, **options)
 
 
 def test_check_prints_nothing_for_a_good_configuration(configuration: Path) -> None:

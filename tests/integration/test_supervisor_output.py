@@ -93,9 +93,7 @@ def test_a_worker_that_floods_what_nobody_reads_does_not_block_the_supervisor(
     reading, writing = pipe
     run = nannyd.rude(vices="--flood-log forever", stdout=writing, stderr=writing, log_format=log_format)
     eventually(lambda: select.select([], [writing], [], 0)[1] == [], "the pipe is full")
-    began = time.monotonic()
-    assert run.stop(5) == 0
-    assert time.monotonic() - began < 3
+    assert run.stop() == 0  # who waits for a reader would never end
     os.close(writing)
     assert "rude: xxx" in read_all(reading)
 
@@ -137,7 +135,7 @@ def test_nannyd_survives_the_end_of_its_reader(nannyd: Host, pipe: tuple[int, in
     first = only_worker(run.pid)
     send_signal(first, 9)
     eventually(lambda: workers_of(run.pid) not in ([], [first]), "there is a next worker")
-    assert run.stop(5) == 0
+    assert run.stop() == 0
 
 
 def test_a_worker_may_close_its_output(nannyd: Host) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -10,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from harness import Host, children_of, environ_of, eventually, lives, send_signal
+from harness import PATIENCE, Host, children_of, environ_of, eventually, lives, send_signal
 
 CONFIG = """
 [worker]
@@ -32,7 +33,7 @@ def config(**changes: str) -> str:
 
 
 def test_what_can_change_live_does(nannyd: Host) -> None:
-    run = nannyd.rude(vices="--ignore-sigterm", config=config())
+    run = nannyd.rude(vices="--ignore-sigterm", config=config(stop="1h"))
     pid = run.ready()
     nannyd.write_config(config(stop="500ms", limit="500M"))
     done = run.reload()
@@ -42,9 +43,8 @@ def test_what_can_change_live_does(nannyd: Host) -> None:
     assert "memory.limit" in changes
     assert "from the next worker on" not in changes
     assert lives(pid)
-    began = time.monotonic()
     assert run.stop() == 0
-    assert time.monotonic() - began < 6  # not the 8 s of before
+    assert run.wait_for("stopping-worker")["grace"] == "400ms"
 
 
 def test_a_lower_limit_is_in_force_at_once(nannyd: Host) -> None:
@@ -115,9 +115,8 @@ def test_errors_leave_the_old_plan_in_force_and_are_all_told(nannyd: Host) -> No
     nannyd.write_config(config(stop="500ms"))
     assert run.reload().returncode == 0
     assert run.wait_for("reloaded")["changes"] == "nothing changed"
-    began = time.monotonic()
     assert run.stop() == 0
-    assert time.monotonic() - began < 6
+    assert run.wait_for("stopping-worker")["grace"] == "400ms"
 
 
 def test_a_launcher_that_was_killed_is_told_as_that(nannyd: Host) -> None:
@@ -202,13 +201,28 @@ def test_a_plan_larger_than_a_pipe_arrives_whole(nannyd: Host) -> None:
 def test_reloads_that_come_together_are_all_answered_by_the_next_one(nannyd: Host) -> None:
     run = nannyd("--", "sleep", "60", config=config())
     run.ready()
+    file = nannyd.home.config / "t.toml"
+    file.unlink()
+    os.mkfifo(file)  # the first launcher waits for somebody to write
     callers = []
     for _ in range(8):
         caller = socket.socket(socket.AF_UNIX)
         caller.connect(str(nannyd.home.run / "control"))
         caller.sendall(b'{"method":"io.nannyd.Nanny.Reload"}\0')
         callers.append(caller)
-    # The first has begun; the launcher takes longer than seven calls: these share the second.
+        run.wait_for("called")
+    # The first has begun; the others, which came meanwhile, share the second.
+    writers: list[int] = []
+
+    def is_read() -> bool:
+        with contextlib.suppress(OSError):  # ENXIO: by nobody
+            writers.append(os.open(file, os.O_WRONLY | os.O_NONBLOCK))
+        return bool(writers)
+
+    eventually(is_read, "the first launcher reads the configuration")
+    nannyd.write_config(config())
+    with os.fdopen(writers[0], "w") as gate:
+        gate.write(config())
     answers = [
         caller.makefile("rb").read(len(b'{"parameters":{"changes":"nothing changed"}}\0'))
         for caller in callers
@@ -230,7 +244,7 @@ def test_all_who_wait_for_a_reload_hear_that_it_failed(nannyd: Host) -> None:
     command = [sys.executable, "-m", "nannyd", "reload", "t"]
     asking = [subprocess.Popen(command, env=run.environ, stderr=subprocess.PIPE, text=True) for _ in range(4)]
     for process in asking:
-        assert "memory.limit" in process.communicate(timeout=20)[1]
+        assert "memory.limit" in process.communicate(timeout=PATIENCE)[1]
         assert process.returncode == 78
     assert run.stop() == 0
 
@@ -249,14 +263,14 @@ def test_a_reload_during_the_back_off_is_answered(nannyd: Host) -> None:
     run.wait_for("restarting")
     nannyd.write_config(config(delay="1s"))
     assert run.reload().returncode == 0
-    assert run.stop(5) == 0
+    assert run.stop(30) == 0
 
 
 def test_sigterm_during_a_reload_is_answered(nannyd: Host) -> None:
     run = nannyd("--", "sleep", "60", config=config())
     run.ready()
     run.signal(signal.SIGHUP)
-    assert run.stop(10) == 0
+    assert run.stop() == 0
 
 
 def test_the_launcher_of_a_reload_is_not_taken_for_the_workers(nannyd: Host) -> None:
@@ -266,7 +280,7 @@ def test_the_launcher_of_a_reload_is_not_taken_for_the_workers(nannyd: Host) -> 
         pid = run.ready()
         run.signal(signal.SIGHUP)
         send_signal(pid, signal.SIGKILL)
-        run.wait_for("worker-failed", within=5)
+        run.wait_for("worker-failed")
     eventually(lambda: run.events().count("reloaded") + run.events().count("reload-failed") >= 1, "a reload")
     assert "reload-failed" not in run.events()
     assert run.stop() == 0

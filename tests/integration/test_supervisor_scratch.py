@@ -6,7 +6,6 @@ import os
 import signal
 import stat
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
@@ -259,15 +258,13 @@ def test_a_runtime_directory_that_vanishes_is_named_and_ends_at_the_start_limit(
 
 
 def test_sigkill_of_nannyd_during_a_stop_leaves_nothing_that_stays(nannyd: Host) -> None:
-    run = nannyd.rude("--worker.ready=notify", "--worker.stop-timeout=60s", vices="--ignore-sigterm")
+    run = nannyd.rude("--worker.ready=notify", "--worker.stop-timeout=1h", vices="--ignore-sigterm")
     pid = run.ready()
     run.signal(signal.SIGTERM)
     run.wait_for("stopping-worker")
     run.crash()
     assert lives(pid)
-    began = time.monotonic()
-    following = nannyd("--", "sleep", "60")
+    following = nannyd("--worker.stop-timeout=1h", "--", "sleep", "60")
     following.ready()
     assert not lives(pid)
-    assert time.monotonic() - began < 10
     assert following.stop() == 0

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import ESCAPES, end_of, eventually, printed
+from harness import ESCAPES, PATIENCE, end_of, eventually, printed
 
 from nannyd.core.exits import WaitStatus
 from nannyd.supervisor import tree as trees
@@ -24,7 +24,7 @@ def tree() -> Iterator[Tree]:
     before = set(children(os.getpid()))
     tree = Tree(lambda: before)
     yield tree
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while not tree.is_empty() and time.monotonic() < deadline:
         tree.kill()
         reap_orphans(before)
@@ -90,7 +90,7 @@ def test_a_signal_reaches_every_process(tree: Tree, tmp_path: Path) -> None:
 def test_a_fork_bomb_is_killed(tree: Tree) -> None:
     """Three at a time, each of which forks its successor and dies."""
     code = "import os, time\nwhile time.monotonic() < END:\n  if os.fork(): os._exit(0)".replace(
-        "END", str(time.monotonic() + 20)
+        "END", str(time.monotonic() + 2 * PATIENCE)
     )
     bombs = [start(sys.executable, "-I", "-S", "-c", code) for _ in range(3)]
     known = {bomb.pid for bomb in bombs}
@@ -101,9 +101,7 @@ def test_a_fork_bomb_is_killed(tree: Tree) -> None:
         reap_orphans(known)
         return tree.is_empty()
 
-    began = time.monotonic()
     eventually(killed, "it is killed")
-    assert time.monotonic() - began < 5
     for bomb in bombs:
         end_of(bomb)
 
