@@ -3,7 +3,7 @@
     python varlink_service.py SOCKET OPTIONS-AS-JSON
 
 Options: `limits` (of the server), `group` (the gid whose members may operate), `members` (uids that the
-group database has in it), `uid` (to become first).
+group database has in it), `uid` (to become first), `clock` (false: time passes only by `Pass`).
 """
 
 import asyncio
@@ -56,6 +56,7 @@ method Note(text: string) -> ()
 method Big(size: int) -> (text: string)
 method Work(seconds: float) -> ()
 method Later(delay: float) -> (waited: float)
+method Pass(seconds: float) -> ()
 method Never() -> ()
 method Count(n: int) -> (i: int)
 method Listen() -> (text: string)
@@ -86,6 +87,15 @@ class Measured(Server):
         super()._turn()
         self.held = max(self.held, time.thread_time() - before)
         self.turns += 1
+
+
+class Standing(asyncio.SelectorEventLoop):
+    """A loop whose time passes only when it is told: a busy machine does not meet its deadlines."""
+
+    passed = 0.0
+
+    def time(self) -> float:
+        return self.passed
 
 
 class Service:
@@ -138,6 +148,7 @@ class Service:
             "Big": Method(look, lambda _, size: {"text": "x" * size}, size),
             "Work": Method(look, self.work, {"seconds": Kind.FLOAT}),
             "Later": Method(look, self.later, {"delay": Kind.FLOAT}),
+            "Pass": Method(look, self.pass_, {"seconds": Kind.FLOAT}),
             "Never": Method(look, self.never, {}),
             "Count": Method(look, self.count, number, streams=True),
             "Listen": Method(look, self.listen, {}, streams=True),
@@ -170,6 +181,11 @@ class Service:
 
     def later(self, call: Call, delay: float) -> None:
         self.loop.call_later(delay, lambda: call.reply({"waited": delay}))
+
+    def pass_(self, _: Call, seconds: float) -> dict[str, Any]:
+        assert isinstance(self.loop, Standing)
+        self.loop.passed += seconds
+        return {}
 
     def never(self, call: Call) -> None:
         call.when_closed(self.count_closed)
@@ -233,7 +249,7 @@ def main() -> None:
         os.setgroups([])
         os.setgid(options["uid"])
         os.setuid(options["uid"])
-    loop = asyncio.new_event_loop()
+    loop = asyncio.new_event_loop() if options.get("clock", True) else Standing()
     service = Service(loop, options)
     loop.add_signal_handler(signal.SIGTERM, loop.stop)
     service.server.open(path)
