@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import sysconfig
@@ -19,51 +18,55 @@ from harness import blocks, catches, eventually
 import nannyd as package
 
 if TYPE_CHECKING:
-    from harness import Host, Nannyd
+    from collections.abc import Callable, Iterator
 
-STEP = 0.025
-"""Seconds between the moments that are tried; a launch takes 0.3 or more."""
+    from harness import Host, Nannyd
 
 
 def is_on_its_way(run: Nannyd) -> bool:
+    """Say whether it is more than an interpreter that starts."""
     return catches(run.pid, signal.SIGTERM)
 
 
 def is_past_the_launcher(run: Nannyd) -> bool:
+    """Say whether it is the supervisor, or just about to be."""
     return blocks(run.pid, signal.SIGHUP) or catches(run.pid, signal.SIGHUP)
+
+
+def moments(nannyd: Host, begun: Callable[[Nannyd], bool], count: int) -> Iterator[Nannyd]:
+    """Launch again and again; give one that is ready, then one at each of *count* moments since *begun*."""
+    length = 0.0
+    for number in range(count, -1, -1):
+        run = nannyd("--", "sleep", "60")
+        eventually(partial(begun, run), "it has begun")
+        began = time.monotonic()
+        if number == count:  # the first shows how long it takes, on this machine, now
+            run.ready()
+            length = time.monotonic() - began
+        else:
+            time.sleep(length * number / count)
+        yield run
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_request_to_stop_is_a_clean_end_at_every_moment(nannyd: Host, number: signal.Signals) -> None:
     """While it reads the configuration, at its execve, before its loop runs, until the worker runs."""
     ends = []
-    for count in itertools.count():
-        run = nannyd("--", "sleep", "60")
-        eventually(partial(is_on_its_way, run), "it is more than an interpreter that starts")
-        time.sleep(count * STEP)
-        is_ready = "worker-ready" in run.events()
+    for run in moments(nannyd, is_on_its_way, 12):
         run.signal(number)
-        assert run.wait() == 0, (count * STEP, run.story())
+        assert run.wait() == 0, run.story()
         assert run.noise == []
         ends.append(run.events()[-1:])
-        if is_ready:
-            break
-    assert ends[0] == []
-    assert ends[-1] == ["finished"]
+    assert ends[0] == ["finished"]
+    assert [] in ends
 
 
 def test_a_hangup_before_the_worker_runs_is_a_reload(nannyd: Host) -> None:
     """It is blocked from the launcher's execve until there is somebody to reload."""
-    for count in itertools.count():
-        run = nannyd("--", "sleep", "60")
-        eventually(partial(is_past_the_launcher, run), "it is the supervisor, or just about to be")
-        time.sleep(count * 2 * STEP)
-        is_ready = "worker-ready" in run.events()
+    for run in moments(nannyd, is_past_the_launcher, 6):
         run.signal(signal.SIGHUP)
         run.wait_for("reloaded")
         assert run.stop() == 0
-        if is_ready:
-            break
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
