@@ -34,4 +34,4 @@ def test_every_instance_is_back_after_the_reboot(journal: Journal) -> None:
         assert "restart" not in instance.status
         names = [path.name for path in (instance.state / "scratch").iterdir()]
         assert len(names) == 2  # the directory of the present worker, and its owner
-    crashing.wait_for_event("worker-failed", 3, timeout=30)
+    crashing.wait_for_event("worker-failed", 3)

@@ -21,11 +21,12 @@ UNITS = Path("/run/systemd/system")
 CGROUPS = Path("/sys/fs/cgroup")
 CONFIGURATION = Path("/etc/nannyd")
 RUDE = Path(__file__).parents[2] / "workers" / "rude.py"
-COMMAND_TIMEOUT = 60.0
+PATIENCE = 60.0
+"""Seconds until a test gives up, and until a command is ended: the guest may be a slow one of many."""
 
 
 def run_command(
-    *argv: str | Path, check: bool = True, timeout: float = COMMAND_TIMEOUT
+    *argv: str | Path, check: bool = True, timeout: float = PATIENCE
 ) -> subprocess.CompletedProcess[str]:
     """Run a command without input.  With `check`, its failure fails the test and shows its output."""
     result = subprocess.run(
@@ -46,7 +47,7 @@ def as_user(user: str | None) -> tuple[str, ...]:
     return ("runuser", "-u", user, "--", "env", *variables)
 
 
-def wait_until(condition: Callable[[], T], what: str, *, timeout: float = 10.0) -> T:
+def wait_until(condition: Callable[[], T], what: str, *, timeout: float = PATIENCE) -> T:
     """Return the condition's first true value; fail, naming what was waited for, without one."""
     deadline = time.monotonic() + timeout
     while True:
@@ -82,7 +83,7 @@ class Journal:
     def messages(self, unit: str | None = None, **fields: str) -> list[str]:
         return [str(entry.get("MESSAGE")) for entry in self.entries(unit, **fields)]
 
-    def wait_for(self, text: str, unit: str | None = None, *, timeout: float = 10.0) -> str:
+    def wait_for(self, text: str, unit: str | None = None, *, timeout: float = PATIENCE) -> str:
         """Wait for a message that contains the text."""
 
         def found() -> str | None:
@@ -126,7 +127,7 @@ class Unit:
         assert path, f"{self.name} has no cgroup"
         return CGROUPS / path.lstrip("/")
 
-    def wait_for(self, state: str, *, timeout: float = 10.0) -> None:
+    def wait_for(self, state: str, *, timeout: float = PATIENCE) -> None:
         """Wait for an ActiveState, or for one with its SubState: `active`, `activating/auto-restart`."""
 
         def now() -> str:
@@ -220,7 +221,7 @@ class Nannyd(Unit):
         which = {"NANNYD_EVENT": event} if event else {"SYSLOG_IDENTIFIER": "nannyd"}
         return self.journal.entries(self.name, **which)
 
-    def wait_for_event(self, event: str, number: int = 1, *, timeout: float = 10.0) -> dict[str, Any]:
+    def wait_for_event(self, event: str, number: int = 1, *, timeout: float = PATIENCE) -> dict[str, Any]:
         """Wait for the so many-th record of a kind, and return it."""
 
         def found() -> dict[str, Any] | None:

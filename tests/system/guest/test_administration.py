@@ -138,7 +138,7 @@ def test_supervisor_survives_the_limit_of_the_slice(nannyd: NannydFactory) -> No
     with limited(SLICE, "96M"):
         instance = nannyd(rude_within("512M", "--eat", "200M"))
         supervisor = instance.main_pid
-        record = instance.wait_for_event("worker-failed", timeout=30)
+        record = instance.wait_for_event("worker-failed")
         assert (record["RESULT"], record["WHO"]) == ("oom-kill", "kernel-ancestor-limit")
         assert record["DETAIL"] == f"{SLICE.show('ControlGroup')} met its memory.max"
         assert instance.main_pid == supervisor
@@ -150,7 +150,7 @@ def test_tree_that_divides_the_load_is_counted_whole(nannyd: NannydFactory) -> N
     pids = "/var/lib/nannyd/w/pids"
     vices = "--fork-tree", 6, "--eat-each", "24M", "--rate", "24M", "--print-pids", pids
     instance = nannyd(rude_within("112M", *vices))
-    record = instance.wait_for_event("worker-failed", timeout=30)
+    record = instance.wait_for_event("worker-failed")
     assert (record["RESULT"], record["WHO"]) == ("memory", "nannyd")
     told = instance.wait_for_event("memory-terminate")
     assert int(told["MEMORY_WORKING_SET"]) > 0.94 * 112 * MIB

@@ -74,5 +74,5 @@ def test_nothing_is_left_of_the_agent_after_a_crash_of_nannyd(nannyd: NannydFact
     agent = call(instance, "Status")["agent"]["processId"]
     instance.kill("SIGKILL")
     wait_until(lambda: not Path(f"/proc/{agent}").exists(), "the old agent is gone")
-    instance.wait_for_event("agent-started", 2, timeout=30)
+    instance.wait_for_event("agent-started", 2)
     assert instance.worker

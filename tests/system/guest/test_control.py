@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .instances import run_command, shell, wait_until
+from .instances import PATIENCE, run_command, shell, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,7 +97,7 @@ def test_varlinkctl_follows_what_happens(nannyd: NannydFactory, tmp_path: Path) 
     run_command("kill", "-KILL", str(instance.worker))
     wait_until(lambda: events()[1:] == ["worker-failed", "worker-started", "worker-ready"], "what happened")
     instance.stop()
-    assert follower.wait(10) == 0
+    assert follower.wait(PATIENCE) == 0
     assert events()[-1] == "finished"
 
 
@@ -169,9 +169,7 @@ def test_a_worker_may_only_look(nannyd: NannydFactory, name: str, user: str) -> 
         nannyd(SLEEP, settings)
     instance = nannyd(f"[worker]\ncommand = {shell(script)}\n", settings, name=name)
     answers = instance.state / "answers"
-    wait_until(
-        lambda: answers.exists() and len(answers.read_text().splitlines()) >= 6, "the answers", timeout=20
-    )
+    wait_until(lambda: answers.exists() and len(answers.read_text().splitlines()) >= 6, "the answers")
     assert answers.read_text().splitlines() == [
         "Status may",
         *(f"{method} may not" for method in ("Restart", "Kill", "Terminate", "Reload", "LogEvent")),

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .instances import run_command, shell, wait_until
+from .instances import PATIENCE, run_command, shell, wait_until
 
 if TYPE_CHECKING:
     from .instances import Nannyd, NannydFactory
@@ -39,7 +39,7 @@ def begin(*command: str) -> subprocess.Popen[str]:
 
 
 def end(client: subprocess.Popen[str]) -> int:
-    client.communicate(timeout=20)
+    client.communicate(timeout=PATIENCE)
     return client.returncode
 
 
@@ -141,7 +141,7 @@ def test_the_worker_may_not(nannyd: NannydFactory) -> None:
     script = "cd $STATE_DIRECTORY; nannyctl exec w -- true > said 2>&1; echo $? > status; sleep infinity"
     instance = nannyd(f"[worker]\ncommand = {shell(script)}\n")
     status = instance.state / "status"
-    wait_until(lambda: status.exists() and status.read_text(), "its attempt", timeout=20)
+    wait_until(lambda: status.exists() and status.read_text(), "its attempt")
     assert status.read_text() == "125\n"
     assert (
         "not permitted; needs root or the user _nannyd, from outside the worker"
@@ -175,7 +175,7 @@ def test_varlinkctl_can_do_it_too(nannyd: NannydFactory, tmp_path: Path) -> None
             stderr=errors,
             text=True,
             check=True,
-            timeout=30,
+            timeout=PATIENCE,
         )
     assert json.loads(done.stdout)["exitStatus"] == 3
     assert taken.read_text() == "given\n"

@@ -134,7 +134,7 @@ def test_worker_that_floods_the_journal_disturbs_nobody(nannyd: NannydFactory) -
 
     before, began = switches(supervisor), time.monotonic()
     instance.reload()  # and is answered meanwhile
-    wait_until(lambda: arrived() == count, f"{count} lines", timeout=60)
+    wait_until(lambda: arrived() == count, f"{count} lines")
     print(f"{count} lines in {time.monotonic() - began:.1f} s, {switches(supervisor) - before} wake-ups")
     assert switches(supervisor) - before < 60  # a reload takes about ten
     assert instance.status.startswith(f"worker {instance.worker} running")
@@ -174,7 +174,7 @@ for number in itertools.count(1):
     supervisor = instance.main_pid
     before, began = switches(supervisor), time.monotonic()
     go.write_text("\n")
-    wait_until(worker_is_heard, "a line that is not dropped", timeout=60)
+    wait_until(worker_is_heard, "a line that is not dropped")
     seconds, woken = time.monotonic() - began, switches(supervisor) - before
     lines = instance.journal.messages(SYSLOG_IDENTIFIER="w")
     notices = "\n".join(instance.journal.messages(SYSLOG_IDENTIFIER="systemd-journald"))

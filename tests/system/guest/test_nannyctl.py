@@ -38,7 +38,7 @@ def done(*words: str, user: str | None = None) -> str:
 
 def listed(name: str, *words: str, user: str | None = None) -> dict[str, Any]:
     """Return what the list has on one instance."""
-    found = json.loads(nannyctl("list", "--json", *words, user=user).stdout)
+    found = json.loads(nannyctl("list", "--json", "--timeout=20s", *words, user=user).stdout)
     (one,) = [one for one in found if one["name"] == name]
     assert isinstance(one, dict)
     return one
@@ -152,7 +152,7 @@ def test_why_one_is_down_is_told_apart(nannyd: NannydFactory, enabled: bool) -> 
             "succeeded": ("succeeded", "its worker succeeded: it exited with status 0"),
         }
         line = r"^  drained +inactive .* drained: it was killed by SIGKILL, \d+\w+ ago$"
-        assert re.search(line, done("list"), re.MULTILINE)
+        assert re.search(line, done("list", "--timeout=20s"), re.MULTILINE)
         assert "its worker succeeded: it exited with status 0" in done("why", "succeeded")
         # What is told is how it ended last, not once upon a time.
         some["drained"].start()
@@ -175,7 +175,7 @@ def test_masked_ones_are_listed_as_such(nannyd: NannydFactory) -> None:
             "inactive",
             "its unit is masked",
         )
-        assert re.search("^  w +masked .* its unit is masked$", done("list"), re.MULTILINE)
+        assert re.search("^  w +masked .* its unit is masked$", done("list", "--timeout=20s"), re.MULTILINE)
         assert nannyctl("status", "w").returncode == 3
         failed = nannyctl("start", "w")
         assert failed.returncode == 1
@@ -223,7 +223,7 @@ def test_failed_ones_are_listed_with_their_reason_and_can_be_started_again(nanny
     assert one["reason"].startswith("gave up: the worker was started too often: worker ")
     coloured = run_command("env", "SYSTEMD_COLORS=1", "nannyctl", "list", "--json", "crashing").stdout
     assert json.loads(coloured)[0]["reason"] == one["reason"]
-    text = nannyctl("list").stdout
+    text = nannyctl("list", "--timeout=20s").stdout
     assert re.search(r"^× broken +failed .* the configuration is wrong, \d+\w* ago$", text, re.MULTILINE)
     status = nannyctl("status", "crashing")
     assert status.returncode == 3
@@ -390,7 +390,7 @@ def test_a_user_has_instances_of_her_own_beside_those_of_the_system(
     assert (hers["scope"], hers["state"]) == ("user", "inactive")
     assert done("start", "both", "--user", user="alice") == ""
     assert done("restart", "own", "both", user="alice") == ""
-    assert not re.search("^. own ", done("list"), re.MULTILINE)
+    assert not re.search("^. own ", done("list", "--timeout=20s"), re.MULTILINE)
 
     assert done("stop", "own", "both", user="alice") == ""
     state = run_command(*as_user("alice"), "systemctl", "--user", "is-active", "nannyd@own", check=False)

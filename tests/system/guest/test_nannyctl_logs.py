@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .instances import run_command, shell, wait_until
+from .instances import PATIENCE, run_command, shell, wait_until
 from .test_nannyctl import done, nannyctl
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def test_following_shows_new_lines(talker: Nannyd) -> None:
 
 def read_until(descriptor: int, pattern: str) -> None:
     """Read on until what was read matches *pattern*."""
-    text, deadline = "", time.monotonic() + 20
+    text, deadline = "", time.monotonic() + PATIENCE
     while not re.search(pattern, text, re.DOTALL):
         left = deadline - time.monotonic()
         assert select.select([descriptor], [], [], max(0, left))[0], f"no {pattern} in {text}"
@@ -160,7 +160,7 @@ def read_until(descriptor: int, pattern: str) -> None:
 
 
 def test_whoever_reads_may_stop_reading(talker: Nannyd) -> None:
-    result = run_command("sh", "-c", "nannyctl logs w --json | head --lines=1", timeout=20)
+    result = run_command("sh", "-c", "nannyctl logs w --json | head --lines=1")
     assert json.loads(result.stdout)
     assert result.stderr == ""
 
@@ -272,7 +272,7 @@ def test_journal_that_does_not_answer_does_not_hold_up_status(talker: Nannyd, tm
     slow.chmod(0o755)
     environ = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     result = subprocess.run(
-        ["nannyctl", "status", "w"], env=environ, capture_output=True, text=True, timeout=30
+        ["nannyctl", "status", "w"], env=environ, capture_output=True, text=True, timeout=PATIENCE
     )
     assert result.returncode == 0
     assert f" worker {talker.worker} is ready after " in result.stdout  # what nannyd itself has
@@ -292,6 +292,6 @@ def test_top_shows_the_processor_time_of_the_workers_cgroup(nannyd: NannydFactor
     ) as top:
         read_until(screen, r"\bw .*running.*[1-9]\d%")
         os.write(screen, b"q")
-        assert top.wait(20) == 0
+        assert top.wait(PATIENCE) == 0
     os.close(screen)
     os.close(terminal)

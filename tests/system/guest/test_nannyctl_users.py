@@ -135,12 +135,12 @@ def test_variables_of_somebody_else_do_no_harm(her_home: Path, foreground: Calla
     hers = ("env", f"HOME={alice.pw_dir}", f"XDG_RUNTIME_DIR=/run/user/{alice.pw_uid}")
     root = run_command(*hers, "nannyctl", "list", "--json", "--timeout=20s").stdout
     assert {"alice/own", "bob/fg"} <= {one["name"] for one in json.loads(root)}
-    bob = run_command("runuser", "-u", BOB, "--", *hers, "nannyctl", "list", "--json").stdout
+    bob = run_command("runuser", "-u", BOB, "--", *hers, "nannyctl", "list", "--json", "--timeout=20s").stdout
     (one,) = [one for one in json.loads(bob) if one["scope"] == "user"]
     assert (one["name"], one["state"]) == ("fg", "running")
     for variable in ("--unset=XDG_RUNTIME_DIR", "XDG_RUNTIME_DIR=/run/user/0"):
         alone = ("runuser", "-u", ALICE, "--", "env", f"HOME={alice.pw_dir}", variable, "nannyctl")
-        (one,) = json.loads(run_command(*alone, "list", "--json").stdout)
+        (one,) = json.loads(run_command(*alone, "list", "--json", "--timeout=20s").stdout)
         assert (one["name"], one["state"], one["unit"]) == ("own", "running", "nannyd@own.service")
         run_command(*alone, "stop", "own")
         assert found()["alice/own"]["state"] == "inactive"

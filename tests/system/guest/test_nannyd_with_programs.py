@@ -62,7 +62,7 @@ def test_stress_ng_is_ended_at_its_limit_with_all_it_forked(nannyd: NannydFactor
         """
     )
     cgroup = instance.cgroup
-    record = instance.wait_for_event("worker-failed", timeout=20)
+    record = instance.wait_for_event("worker-failed")
     assert (record["RESULT"], record["WHO"]) == ("memory", "nannyd")
     assert "stress-ng" in instance.wait_for_event("memory-terminate")["LARGEST"]
     wait_until(lambda: [path.name for path in cgroup.glob("*/")] == ["supervisor"], "the end of the leaf")
@@ -119,7 +119,7 @@ def test_every_life_of_a_shell_worker_becomes_ready(nannyd: NannydFactory) -> No
         start-limit-burst = {lives}
         """,
     )
-    instance.wait_for("failed", timeout=60)
+    instance.wait_for("failed")
     assert len(instance.events("worker-started")) == len(instance.events("worker-ready")) == lives
     assert instance.show("ExecMainStatus") == "69"
 
