@@ -63,7 +63,7 @@ class Process:
 
     def receive(self) -> bytes:
         """Return what it says next."""
-        self._line.settimeout(PATIENCE * 4)
+        self._line.settimeout(1.5 * PATIENCE)  # the client waits for others, who have theirs
         try:
             data = self._line.recv(1 << 20)
         except ConnectionResetError:  # it had not read everything

@@ -33,7 +33,9 @@ Nanny: Any = importlib.import_module("nannyd.dask").Nanny
 Status: Any = importlib.import_module("distributed.core").Status
 dumps: Any = importlib.import_module("distributed.protocol.pickle").dumps
 
-PATIENCE = 30.0
+PATIENCE = 60.0
+LONGEST = 110.0
+"""Seconds; those of pytest are 120."""
 LIMIT = 300 << 20
 
 
@@ -45,7 +47,7 @@ def program(coroutine: Callable[[], Awaitable[None]]) -> Callable[[], None]:
         tempfile.tempdir = str(home)
         with dask.config.set({"temporary-directory": str(home / "dask"), "distributed.comm.retry.count": 0}):
             before = children()
-            asyncio.run(asyncio.wait_for(coroutine(), 2 * PATIENCE))
+            asyncio.run(asyncio.wait_for(coroutine(), LONGEST))
             assert children() <= before, "children are left"
         left = [path for path in home.rglob("*") if re.search("nannyd-|worker-", path.name)]
         assert not left, f"{left} is left"

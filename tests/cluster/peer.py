@@ -8,7 +8,8 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
-from bootstrap_peer import PATIENCE, Running
+from bootstrap_peer import Running
+from harness import PATIENCE
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -93,7 +93,7 @@ def test_one_worker_is_supervised_by_the_very_process(cluster: Cluster, command:
     assert parent_of(worker["pid"]) == process.pid
     process.terminate()
     assert process.wait(PATIENCE) == 0
-    assert cluster.workers() == {}
+    cluster.wait_for_workers(0)
 
 
 def test_several_workers_are_one_command(cluster: Cluster, command: Command) -> None:
@@ -116,7 +116,7 @@ def test_several_workers_are_one_command(cluster: Cluster, command: Command) -> 
     process.send_signal(signal.SIGINT)
     assert process.wait(PATIENCE) == 0
     assert not pid_file.exists()
-    assert cluster.workers() == {}
+    cluster.wait_for_workers(0)
 
 
 def test_workers_end_with_a_command_that_is_killed(cluster: Cluster, command: Command) -> None:
@@ -125,7 +125,7 @@ def test_workers_end_with_a_command_that_is_killed(cluster: Cluster, command: Co
     process.kill()
     assert process.wait(PATIENCE) == -signal.SIGKILL
     command.await_nobody()
-    assert cluster.workers() == {}
+    cluster.wait_for_workers(0)
 
 
 def test_one_that_fails_does_not_take_the_others_with_it(cluster: Cluster, command: Command) -> None:

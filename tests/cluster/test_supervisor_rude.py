@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from harness import Host, descriptors_of, eventually, send_signal
+from harness import PATIENCE, Host, descriptors_of, eventually, send_signal
 
 from .lab import NEWEST, ClusterError
 
@@ -79,7 +79,7 @@ def test_nonsense_of_a_task_is_ignored_and_told_once(cluster: Cluster, nannyd: H
 
 def knock(address: str) -> socket.socket:
     host, _, port = address.rpartition("://")[2].rpartition(":")
-    return socket.create_connection((host, int(port)), timeout=20)
+    return socket.create_connection((host, int(port)), timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("zygote", [NEWEST], indirect=True)  # nothing in it depends on the version
