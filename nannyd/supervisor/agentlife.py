@@ -39,6 +39,9 @@ _UNSENT_MAX = 4 << 20
 """Bytes that wait for an agent that does not read."""
 _MARGIN = 2.0
 """Seconds by which the agent may be late with its own verdict on a deadline."""
+_BOOT_TIMEOUT = 30.0
+"""Seconds for the interpreter of a new one to come to our code, before any request's own count."""
+_FIRST_PING = 1
 _PING_TIMEOUT = 3.0
 _SERVING_PING_TIMEOUT = 15.0
 """The same once it answers others: what they have it do may hold Python's lock for a while."""
@@ -96,7 +99,9 @@ class AgentLife:
         """
         self._room, self._tasks, self._asked, self._on_end = room, tasks, asked, over
         self._pending: dict[int, asyncio.Future[Answer]] = {}
-        self._number = 0
+        self._number = _FIRST_PING
+        self._up = asyncio.Event()
+        """It has said something, has ended, or has had the time to."""
         self._received = bytearray()
         self.busy: Callable[[bool], None] = lambda busy: None
         """Is told whether the agent answers requests that did not come from us."""
@@ -135,6 +140,7 @@ class AgentLife:
         room.loop.add_reader(self._child.pidfd, self._exited)
         room.loop.add_reader(self._channel, self._readable)
         self.send({"protocol": wire.PROTOCOL, **specification})
+        self.send({"id": _FIRST_PING, "do": "ping"})
 
     def _close(self) -> None:
         self._channel.close()
@@ -192,15 +198,14 @@ class AgentLife:
     ) -> dict[str, Any]:
         """Return the answer to a request.  Raises CodeFailedError and AgentFailedError.
 
-        Each of its *parts* has *within* seconds.  An agent that is late with its own verdict is pinged; one
-        that does not even answer that is killed.
+        Each of its *parts* has *within* seconds, from when the agent has come up.  One that is late with its
+        own verdict is pinged; one that does not even answer that is killed.
         """
         patience = None if within is None else within * max(1, parts) + _MARGIN
         if patience is None:
             self.look_soon()
         try:
-            async with asyncio.timeout(patience):
-                return await self._answer_to(do, {**parameters, "timeout": within})
+            return await self._answer_to(patience, do, {**parameters, "timeout": within})
         except TimeoutError:
             if self._wanted and not await self._answers():
                 self.fail("it does not answer")
@@ -232,13 +237,19 @@ class AgentLife:
 
     async def _answers(self) -> bool:
         try:
-            async with asyncio.timeout(self._ping_timeout):
-                await self._answer_to("ping", {})
+            await self._answer_to(self._ping_timeout, "ping", {})
         except (TimeoutError, AgentFailedError):
             return False
         return True
 
-    async def _answer_to(self, do: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    async def _comes_up(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_BOOT_TIMEOUT):
+                await self._up.wait()
+        self._up.set()
+
+    async def _answer_to(self, patience: float | None, do: str, parameters: dict[str, Any]) -> Answer:
+        """Return the answer to a request.  Raises TimeoutError, too."""
         if self._ended.is_set():
             raise AgentFailedError(self._why or "the agent has ended")
         self._number += 1
@@ -246,10 +257,12 @@ class AgentLife:
         future = self._pending[number] = self._room.loop.create_future()
         self.send({"id": number, "do": do, **parameters})
         try:
-            answer: Answer = await future
+            await self._comes_up()
+            async with asyncio.timeout(patience):
+                answer: Answer = await future
+            return answer
         finally:
             self._pending.pop(number, None)
-        return answer
 
     def answer(self, number: int, ok: dict[str, Any] | None, error: dict[str, Any] | None = None) -> None:
         """Answer what the agent has asked."""
@@ -281,6 +294,7 @@ class AgentLife:
             self.fail("it sends too much at once")
 
     def _heard(self, line: bytes) -> None:
+        self._up.set()
         try:
             message: Any = json.loads(line)
             match message:
@@ -363,6 +377,7 @@ class AgentLife:
         self._room.helpers.release(self.pid)
         self._why = self._why or f"agent {self.pid} {self._how(status)}"
         self._ended.set()
+        self._up.set()
         for future in self._pending.values():
             if not future.done():
                 future.set_exception(AgentFailedError(self._why))

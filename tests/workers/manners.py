@@ -76,7 +76,10 @@ class Broken(NannyPlugin):
 
 
 class Moody(Noting):
-    """In its setup it does what the file *mood* says, and waits for that if it is a FIFO."""
+    """In its setup it does what the file *mood* says, and waits for that if it is a FIFO.
+
+    Of several words each setup takes one, but the last stays.
+    """
 
     def __init__(self, path: str, label: str, mood: str) -> None:
         super().__init__(path, label)
@@ -84,7 +87,9 @@ class Moody(Noting):
 
     def setup(self, nanny: Any) -> None:
         note(self.path, f"{self.label} is in a mood")
-        mood = self.mood.read_text()
+        mood, _, rest = self.mood.read_text().partition(" ")
+        if rest:
+            self.mood.write_text(rest)
         if mood == "raise":
             raise ValueError("not today")
         if mood == "die":
