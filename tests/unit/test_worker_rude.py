@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 RUDE = Path(__file__).parent.parent / "workers" / "rude.py"
-PATIENCE = 10.0
+PATIENCE = 60.0
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def test_is_ready_when_told(rude: Callable[..., subprocess.Popen[bytes]], notify
     began = time.monotonic()
     rude("--ready-after", "0.3")
     assert notify.recv(100) == b"READY=1"
-    assert 0.3 <= time.monotonic() - began < 1.5
+    assert time.monotonic() - began >= 0.3
 
 
 def test_handles_sigterm_slowly(
@@ -123,10 +124,10 @@ def test_ignores_sigterm(rude: Callable[..., subprocess.Popen[bytes]], notify: s
 def test_eats_at_the_rate_told(rude: Callable[..., subprocess.Popen[bytes]], notify: socket.socket) -> None:
     process = rude("--eat", "40M", "--rate", "100M")
     notify.recv(100)
-    began = time.monotonic()
     assert process.stdout is not None
-    assert b"ate 41943040 bytes" in process.stdout.readline()
-    assert 0.3 <= time.monotonic() - began < 2
+    ate = re.search(rb"ate 41943040 bytes in ([\d.]+) s", process.stdout.readline())
+    assert ate is not None
+    assert float(ate[1]) >= 0.4
     assert 40 << 20 <= anonymous(process.pid) < 80 << 20
 
 
