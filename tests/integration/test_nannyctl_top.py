@@ -63,7 +63,7 @@ def test_keys_sort_and_invert(nannyd: Host, top: Screen) -> None:
         eventually(lambda names=names: top.names() == names.split(), f"{key} sorts {names}")  # type: ignore[misc]
     top.press("u")
     top.wait_for("by uptime")
-    listed = json.loads(nannyctl(nannyd, "list", "--json").stdout)
+    listed = json.loads(nannyctl(nannyd, "list", "--json", "--timeout=20s").stdout)
     oldest_first = [one["name"] for one in sorted(listed, key=lambda one: one["workerStartedAt"])]
     eventually(lambda: top.names() == oldest_first, "the oldest first")
 
@@ -81,7 +81,7 @@ def test_restart_and_kill_ask_first_and_name_the_selected_one(top: Screen, three
     top.wait_for("^b2: restarted")
     assert not lives(worker)
     assert three[1].wait_for("stopping-worker")["reason"] == "Restart: nannyctl top"
-    top.wait_for(rf"^  b2 +running +{pid(three[1])} ")
+    top.wait_for(rf"^  b2 +running +{three[1].ready()} ")
     top.press("End", "k")
     top.wait_for(r"^Kill the worker of c3\?")
     top.press("y")
