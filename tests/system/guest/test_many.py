@@ -30,7 +30,7 @@ delay = "100ms"
 growth = 1
 start-limit-burst = 0
 """
-START_TIMEOUT = 120.0
+START_TIMEOUT = 240.0
 
 
 def instance_of(name: str, journal: Journal) -> Nannyd:
@@ -43,6 +43,7 @@ def are_up(instances: list[Nannyd]) -> bool:
 
 
 @pytest.mark.last
+@pytest.mark.timeout(300)  # 20 s on a quiet machine
 def test_twenty_enabled_instances_come_up_and_one_that_crashes_disturbs_none(journal: Journal) -> None:
     """They stay, for a machine that goes down under them and comes up again."""
     steady = [instance_of(name, journal) for name in NAMES]

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from .instances import run_command, shell, switches, wait_until
 
 if TYPE_CHECKING:
@@ -124,6 +126,7 @@ def test_every_life_of_a_shell_worker_becomes_ready(nannyd: NannydFactory) -> No
     assert instance.show("ExecMainStatus") == "69"
 
 
+@pytest.mark.timeout(300)
 def test_every_message_of_a_shell_arrives_and_another_instance_sleeps_meanwhile(
     nannyd: NannydFactory,
 ) -> None:
@@ -141,7 +144,7 @@ def test_every_message_of_a_shell_arrives_and_another_instance_sleeps_meanwhile(
     """
     began, before = time.monotonic(), switches(idle.main_pid)
     busy = nannyd(f'[worker]\ncommand = {shell(script)}\nready = "notify"\n')
-    busy.journal.wait_for("through", busy.name, timeout=90)
+    busy.journal.wait_for("through", busy.name, timeout=240)
     wait_until(lambda: busy.status.endswith("; worker: message 1000"), "the last message")
     assert not busy.events("foreign-message")
     assert busy.journal.messages(busy.name, SYSLOG_IDENTIFIER="w") == ["through"]
