@@ -66,7 +66,7 @@ def test_list_has_a_line_for_each(nannyd: Host) -> None:
     assert lines[0].split() == ["NAME", "STATE", "WORKER", "UPTIME", "MEMORY", "RESTARTS", "LAST"]
     for run, line in zip(runs, lines[1:3], strict=True):
         pid = run.all("worker-started")[-1]["worker_pid"]
-        assert re.fullmatch(rf"  {run.name}    running +{pid} +\d+s  .*/200\.0 MiB .* 0  -", line)
+        assert re.fullmatch(rf"  {run.name}    running +{pid} +[\w ]+s  .*/200\.0 MiB .* 0  -", line)
     assert lines[3:] == ["", "2 instances listed."]
     assert "\x1b[32;1mrunning\x1b[0m" in Terminal(nannyd, "list", PATIENTLY).coloured()
 

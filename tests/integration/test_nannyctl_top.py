@@ -48,7 +48,7 @@ def test_top_has_a_line_for_each_and_follows_what_happens(
     lines = top.text().splitlines()
     assert ", 3 instances, 3 running, by memory" in lines[0]
     assert lines[2].split() == ["NAME", "STATE", "WORKER", "CPU", "UPTIME", "MEMORY", "RESTARTS", "LAST"]
-    top.wait_for(rf"^  b2 +running +{pid(three[1])} +\d+% +\d+s +6\d\.\d/200\.0 MiB +█+[▏▎▍▌▋▊▉]?░+ +0  -$")
+    top.wait_for(rf"^  b2 +running +{pid(three[1])} +\d+% +[\w ]+ +6\d\.\d/200\.0 MiB +█+[▏▎▍▌▋▊▉]?░+ +0  -$")
     assert "\x1b[32mrunning" in top.coloured()
     three[1].crash()
     top.wait_for(r"^× b2 +failed .* nannyd is gone")
