@@ -170,10 +170,10 @@ class Agent:
         """Tell facts."""
         self.send({"tell": "facts", "facts": {**FACTS, **changes}})
 
-    def respond_all(self, what: str) -> None:
-        """Answer all the askings for *what* that were not answered, as done."""
+    def respond_all(self, what: str, response: dict[str, Any] | None = None) -> None:
+        """Answer all the askings for *what* that were not answered, as done if not said otherwise."""
         for number in self._kept.pop(what):
-            self.send({"answer": number, "ok": {}})
+            self.send({"answer": number, **(response or {"ok": {}})})
 
     def until(self, condition: Callable[[], object]) -> None:
         """Read until *condition* holds."""

@@ -128,8 +128,10 @@ def test_changes_are_told_in_the_plugins_name_and_seen_at_once(agent: Agent) -> 
 
 
 def test_refused_change_is_not_seen_any_more(agent: Agent) -> None:
-    agent.responses["set_env"] = {"error": {"name": "InvalidParameter", "parameters": {}}}
+    agent.responses["set_env"] = None
     agent.add("plugins:Environment", "e")
+    # Now, and not before: the plugin itself takes back one, which is there until it is refused.
+    agent.respond_all("set_env", {"error": {"name": "InvalidParameter", "parameters": {}}})
     assert agent.call("plugins:facts")["env"] == {}
 
 
