@@ -192,7 +192,7 @@ def test_standard_output_has_nothing_of_nannyds(nannyd: Host) -> None:
 
 
 def test_a_json_record_has_the_fields_of_the_journals_entry(nannyd: Host) -> None:
-    run = nannyd("--restart.delay=0", "--", "false")
+    run = nannyd("--restart.delay=0", "--restart.start-limit-burst=0", "--", "false")
     pid = run.ready()
     run.wait_for("worker-failed")
     assert run.stop() == 0
