@@ -60,15 +60,20 @@ def host_oom_kills() -> int | None:
 class Sampler:
     """Reads the memory of a group of processes."""
 
-    def reading(self, pids: Sequence[int]) -> Reading:
-        """Return the sum of what the kernel counts for each; shared pages are in it several times."""
+    def reading(self, pids: Sequence[int]) -> Reading | None:
+        """Return the sum of what the kernel counts for each; shared pages are in it several times.
+
+        None: no process is left; a zombie has no memory, and to say 0 would hide what it used.
+        """
         anon = shmem = file = swap = 0
+        lives = False
         for _, fields in _read_all(pids, "status"):
+            lives = lives or "RssAnon" in fields
             anon += size(fields, "RssAnon")
             shmem += size(fields, "RssShmem")
             file += size(fields, "RssFile")
             swap += size(fields, "VmSwap")
-        return Reading(anon + shmem, anon=anon, shmem=shmem, swap=swap, file=file)
+        return Reading(anon + shmem, anon=anon, shmem=shmem, swap=swap, file=file) if lives else None
 
     def confirmed(self, pids: Sequence[int], reading: Reading) -> Reading:
         """Return *reading* with each shared page counted once, as far as that can be read."""
@@ -79,8 +84,8 @@ class Sampler:
                 anon += size(fields, "Pss_Anon")
                 shmem += size(fields, "Pss_Shmem")
                 left.remove(pid)
-        rest = self.reading(sorted(left))  # another user's, or an old kernel's
-        anon, shmem = anon + (rest.anon or 0), shmem + (rest.shmem or 0)
+        if rest := self.reading(sorted(left)):  # another user's, or an old kernel's
+            anon, shmem = anon + (rest.anon or 0), shmem + (rest.shmem or 0)
         return replace(reading, working_set=anon + shmem, anon=anon, shmem=shmem)
 
 

@@ -331,7 +331,9 @@ class Supervisor:
             return None
         now = self._loop.time()
         if self._reading is None or self._read_of is not self.life or now - self._read_at > _READING_AGE:
-            self._reading, self._read_of, self._read_at = self.life.watch.reading(), self.life, now
+            if (reading := self.life.watch.reading()) is None:
+                return None  # and what was read before stays, for who asks later
+            self._reading, self._read_of, self._read_at = reading, self.life, now
         return self._reading
 
     def last_reading(self, life: Life) -> Reading | None:

@@ -221,6 +221,9 @@ class Poller:
     def _look(self) -> None:
         pids = self._group.pids()
         reading = self._sampler.reading(pids)
+        if reading is None:
+            self._schedule(self._seen)  # it has ended, as a rule, and that is about to be seen
+            return
         if not self._is_fine(reading):
             reading = self._doubted(pids, reading)
         said, wall = self._judge(reading.working_set)

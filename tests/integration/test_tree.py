@@ -1,6 +1,7 @@
 """Real process trees: whatever the worker forks is found, counted and killed."""
 
 import os
+import select
 import sys
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import pytest
 from harness import ESCAPES, PATIENCE, end_of, eventually, printed
 
 from nannyd.core.exits import WaitStatus
+from nannyd.core.memory import Reading
 from nannyd.supervisor import tree as trees
 from nannyd.supervisor.poll import Sampler, breakdown
 from nannyd.supervisor.spawn import Child, Program, spawn
@@ -174,8 +176,14 @@ def test_memory_of_the_tree_is_summed_and_shared_pages_are_confirmed_once(tree: 
     everyone = printed(tmp_path / "pids", 4)
     eventually(lambda: sorted(tree.pids()) == everyone, "everyone is known")
     sampler = Sampler()
-    eventually(lambda: sampler.reading(everyone).working_set > 4 * 64 * MIB, "all have eaten")
-    reading = sampler.reading(everyone)
+
+    def used() -> Reading:
+        reading = sampler.reading(everyone)
+        assert reading is not None
+        return reading
+
+    eventually(lambda: used().working_set > 4 * 64 * MIB, "all have eaten")
+    reading = used()
     confirmed = sampler.confirmed(everyone, reading)
     assert 64 * MIB <= confirmed.working_set < 128 * MIB
     assert confirmed.anon is not None
@@ -185,6 +193,8 @@ def test_memory_of_the_tree_is_summed_and_shared_pages_are_confirmed_once(tree: 
     assert {usage.pid for usage in largest} <= set(everyone)
     assert all(usage.comm.startswith("python") and usage.size > 64 * MIB for usage in largest)
     tree.kill()
+    select.select([child.pidfd], [], [])
+    assert sampler.reading([child.pid]) is None  # a zombie
     end_of(child)
-    assert sampler.reading([child.pid]).working_set == 0
+    assert sampler.reading([child.pid]) is None
     assert breakdown([child.pid], 1) == []
