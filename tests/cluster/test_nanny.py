@@ -51,6 +51,7 @@ NOTE = "list(client.run(lambda: os.environ.get('NOTE')).values())"
 @pytest.fixture
 def run(cluster: Cluster, nannyd: Host) -> Nannyd:
     run = cluster.nannyd(nannyd)
+    run.ready()
     cluster.wait_for_workers(1)
     return run
 

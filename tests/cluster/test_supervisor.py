@@ -116,11 +116,11 @@ def second(nannyd: Host) -> dict[str, str | None]:
 def test_a_worker_that_is_stopped_leaves_its_data_with_another(cluster: Cluster, nannyd: Host) -> None:
     keeper = cluster.nannyd(nannyd, name="keeper")
     leaver = cluster.nannyd(nannyd, name="leaver", environ=second(nannyd), systemd=True)
+    pid = leaver.ready()  # only such a worker is drained
     workers = cluster.wait_for_workers(2)
     address = next(key for key, worker in workers.items() if worker["name"] == "leaver")
     submit = "x = client.submit(lambda: [42], workers=[address], allow_other_workers=True); x.result()"
     cluster.run(submit, address=address)
-    pid = workers[address]["pid"]
     send_signal(pid, signal.SIGSTOP)
     send_signal(pid, signal.SIGTERM)  # as a batch system does that ends a job
     # timeout(1) signals the process, then its group: at once, and so that both are heard.
