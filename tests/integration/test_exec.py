@@ -381,7 +381,8 @@ def test_descriptors_do_not_pile_up_before_a_call_is_complete(nannyd: Host) -> N
             with contextlib.suppress(BrokenPipeError):
                 for _ in range(200):
                     socket.send_fds(caller.socket, [b" "], [null])
-                    assert len(descriptors_of(run.pid)) <= before + 4
+                    # the connection, three, and the one that is too many until it is closed
+                    assert len(descriptors_of(run.pid)) <= before + 5
             with pytest.raises(ConnectionResetError):
                 caller.receive()
         watcher.get("Status")
