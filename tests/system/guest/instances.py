@@ -25,6 +25,7 @@ PATIENCE = 60.0
 """Seconds until a test gives up: the guest may be a slow one of many."""
 COMMAND_TIMEOUT = 100.0
 """A start of several units is one command."""
+_KILLED = re.compile(r"Killed process (\d+)")
 
 
 def run_command(
@@ -84,6 +85,11 @@ class Journal:
 
     def messages(self, unit: str | None = None, **fields: str) -> list[str]:
         return [str(entry.get("MESSAGE")) for entry in self.entries(unit, **fields)]
+
+    def killed_for_memory(self) -> list[int]:
+        """Return whom the kernel has killed for want of memory, the first first."""
+        said = self.messages(_TRANSPORT="kernel")
+        return list(dict.fromkeys(int(found[1]) for line in said if (found := _KILLED.search(line))))
 
     def wait_for(self, text: str, unit: str | None = None, *, timeout: float = PATIENCE) -> str:
         """Wait for a message that contains the text."""
@@ -217,6 +223,15 @@ class Nannyd(Unit):
         leaves = list(self.cgroup.glob("worker-*"))
         assert len(leaves) == 1, leaves
         return leaves[0]
+
+    def is_spared(self, supervisor: int) -> bool:
+        """Say whether the kernel, for want of memory, has taken the worker and not its supervisor.
+
+        It may take the supervisor after it, who is left then: the memory of one that was killed is free a
+        moment later, and who wants some meanwhile has it look for another.
+        """
+        killed = self.journal.killed_for_memory()
+        return killed[:1] not in ([], [supervisor]) and (supervisor in killed or self.main_pid == supervisor)
 
     def events(self, event: str = "") -> list[dict[str, Any]]:
         """Return nannyd's own records, or those of one kind."""
