@@ -108,22 +108,23 @@ class Extension:
 
     async def _rest(self, _request: Mapping[str, Any]) -> Mapping[str, Any]:
         """Say False also when Dask's loop does not come to it: a request that has just come may block it."""
-        lock, ran, late = threading.Lock(), False, False
+        lock, rests, late = threading.Lock(), False, False
 
-        async def rest() -> bool:
-            nonlocal ran
+        async def rest() -> None:
+            nonlocal rests
             nanny = await self._endpoint()
             with lock:
-                ran = not late
-                return ran and nanny.rest()
+                rests = not late and nanny.rest()
 
         if self._activity:
             return {"rests": False}
         asked = asyncio.get_running_loop().create_task(self._loops.in_dasks(rest()))
         await asyncio.wait({asked}, timeout=_REST_TIMEOUT)
         with lock:
-            late = not ran
-        return {"rests": not late and await asked}
+            late = True
+        if asked.done():
+            asked.result()
+        return {"rests": rests}  # that it has come to it, it may be too blocked to tell
 
     async def _publish(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         async def publish() -> None:
