@@ -197,12 +197,23 @@ def processes_marked(mark: str) -> list[int]:
 
 
 def send_signal(pid: int, number: int) -> None:
-    """Send a signal to a process that is there."""
+    """Send a signal to a process that is there; who is to stop has stopped then, with each of its threads."""
     pidfd = os.pidfd_open(pid)
     try:
         signal.pidfd_send_signal(pidfd, number)
     finally:
         os.close(pidfd)
+    if number == signal.SIGSTOP:
+        eventually(lambda: not _running_threads(pid), f"{pid} has stopped")
+
+
+def _running_threads(pid: int) -> list[int]:
+    running = []
+    for thread in Path(f"/proc/{pid}/task").glob("*"):
+        with contextlib.suppress(OSError):  # it has ended
+            if status_of(int(thread.name))["State"][0] not in "TtZX":
+                running.append(int(thread.name))
+    return running
 
 
 def await_end(pid: int, within: float = PATIENCE) -> None:

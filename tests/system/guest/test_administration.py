@@ -87,7 +87,7 @@ def test_signal_to_end_is_the_orderly_end_of_the_unit(nannyd: NannydFactory, who
 @pytest.mark.parametrize("signal", ["USR1", "USR2"])
 def test_signal_of_the_worker_alone_may_be_sent_to_the_whole_unit(nannyd: NannydFactory, signal: str) -> None:
     """As logrotate has it sent; in a worker of its own the signal has its meaning again."""
-    script = f"trap 'touch $STATE_DIRECTORY/ok' {signal}; systemd-notify --ready; while :; do sleep 0.1; done"
+    script = f"trap ': > $STATE_DIRECTORY/ok' {signal}; systemd-notify --ready; while :; do sleep 0.1; done"
     instance = nannyd(f"[worker]\ncommand = {shell(script)}\nready = 'notify'\n")
     supervisor, worker = instance.main_pid, instance.worker
     instance.kill(f"SIG{signal}", "all")
