@@ -22,13 +22,13 @@ help:
 demo: $(VENV)/base
 	@$(BIN)/python demo/demo.py
 
-# The linters, then the parts, three at a time: two would leave two processors idle for a third of it.
+# The linters, then the parts, two at a time.
 # A part shows what it said when it has ended; build/test has it before.
 PARTS := guest host dask dask-fleet package guest-package guest-12
 
 test: lint
 	@mkdir -p build/test; status=0; \
-	$(MAKE) --no-print-directory --jobs=3 --keep-going --output-sync=target $(PARTS:%=test-%) || status=$$?; \
+	$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target $(PARTS:%=test-%) || status=$$?; \
 	cd build/test && grep '^=.* in [0-9.]*s' $(PARTS:%=%.log); \
 	exit $$status
 
