@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class Child:
     """A worker of any class of Dask's, with the manners of a worker of nannyd's."""
 
-    def __init__(self, pickled: str, failure: str, local_directory: str) -> None:
-        """Make what is *pickled* (`pack`).
+    def __init__(self, pickled: bytes, failure: str, local_directory: str) -> None:
+        """Make what is *pickled*, as `nannyd_runner` has left it.
 
         The exception of a start that fails is written to the file *failure*.
         """
@@ -38,10 +38,14 @@ class Child:
 
     @staticmethod
     def nannyd_runner(kwargs: dict[str, Any]) -> Callable[..., Any]:
-        """Take *path*, where modules are found, from the arguments; return what runs the event loop."""
+        """Take *path*, where modules are found, and the configuration that was packed with the worker.
+
+        Return what runs the event loop.
+        """
         sys.path[:] = kwargs.pop("path")
         with _Told(Path(kwargs["failure"])):
-            config, _ = pickle.loads(base64.b64decode(kwargs["pickled"]))  # noqa: S301 - the nanny's
+            unpacked = pickle.loads(base64.b64decode(kwargs["pickled"]))  # noqa: S301 - the nanny's
+            config, kwargs["pickled"] = unpacked
             configure(config)
             return find_runner()
 
@@ -89,11 +93,10 @@ def pack(config: dict[str, object], worker_class: object, arguments: dict[str, o
     ).decode()
 
 
-def _make(pickled: str, local_directory: str) -> Worker:
-    _, rest = pickle.loads(base64.b64decode(pickled))  # noqa: S301 - the nanny's
+def _make(pickled: bytes, local_directory: str) -> Worker:
     from nannyd.dask.subject import make_patient
 
-    worker_class, arguments = pickle.loads(rest)  # noqa: S301 - the same
+    worker_class, arguments = pickle.loads(pickled)  # noqa: S301 - the nanny's
     worker: Worker = make_patient(worker_class)(**arguments, local_directory=local_directory)
     return worker
 
